@@ -235,6 +235,8 @@ const (
 	DiskBus_DISK_BUS_UNSPECIFIED DiskBus = 0 // as VIRTIO_BLK
 	DiskBus_DISK_BUS_VIRTIO_BLK  DiskBus = 1
 	DiskBus_DISK_BUS_VIRTIO_SCSI DiskBus = 2
+	// For guests without virtio drivers.
+	DiskBus_DISK_BUS_SATA DiskBus = 3
 )
 
 // Enum value maps for DiskBus.
@@ -243,11 +245,13 @@ var (
 		0: "DISK_BUS_UNSPECIFIED",
 		1: "DISK_BUS_VIRTIO_BLK",
 		2: "DISK_BUS_VIRTIO_SCSI",
+		3: "DISK_BUS_SATA",
 	}
 	DiskBus_value = map[string]int32{
 		"DISK_BUS_UNSPECIFIED": 0,
 		"DISK_BUS_VIRTIO_BLK":  1,
 		"DISK_BUS_VIRTIO_SCSI": 2,
+		"DISK_BUS_SATA":        3,
 	}
 )
 
@@ -3499,11 +3503,12 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\bFirmware\x12\x18\n" +
 	"\x14FIRMWARE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFIRMWARE_BIOS\x10\x01\x12\x11\n" +
-	"\rFIRMWARE_UEFI\x10\x02*V\n" +
+	"\rFIRMWARE_UEFI\x10\x02*i\n" +
 	"\aDiskBus\x12\x18\n" +
 	"\x14DISK_BUS_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13DISK_BUS_VIRTIO_BLK\x10\x01\x12\x18\n" +
-	"\x14DISK_BUS_VIRTIO_SCSI\x10\x02*U\n" +
+	"\x14DISK_BUS_VIRTIO_SCSI\x10\x02\x12\x11\n" +
+	"\rDISK_BUS_SATA\x10\x03*U\n" +
 	"\n" +
 	"DiskFormat\x12\x1b\n" +
 	"\x17DISK_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n" +
