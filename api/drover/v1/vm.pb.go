@@ -399,7 +399,7 @@ type VMPhase int32
 
 const (
 	VMPhase_VM_PHASE_UNSPECIFIED VMPhase = 0
-	// No host found yet; message says why.
+	// Given to a host that has not begun with it.
 	VMPhase_VM_PHASE_PENDING VMPhase = 1
 	// Disks are being made.
 	VMPhase_VM_PHASE_PROVISIONING VMPhase = 2
