@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // DeviceAdd plugs a device. props holds driver, id, bus and the model's own
@@ -32,12 +33,8 @@ func (c *Client) RemoveDevice(ctx context.Context, id string) error {
 	if IsClass(err, ClassDeviceNotFound) {
 		return nil
 	}
-	// "Device … is already in the process of unplug" is a GenericError: an earlier
-	// request is pending, and its end is what we wait for.
-	if err != nil {
-		if pending, perr := c.unplugPending(ctx, id); perr != nil || !pending {
-			return err
-		}
+	if err != nil && !unplugPending(err) {
+		return err
 	}
 	for {
 		e, err := sub.Next(ctx)
@@ -65,14 +62,12 @@ func (c *Client) RemoveDevice(ctx context.Context, id string) error {
 	}
 }
 
-func (c *Client) unplugPending(ctx context.Context, id string) (bool, error) {
-	var pending bool
-	err := c.QOMGet(ctx, "/machine/peripheral/"+id, "pending_deleted_event", &pending)
-	if err == nil {
-		return pending, nil
-	}
-	// The property is not in every version; that the device is there is then all we know.
-	return c.HasDevice(ctx, id)
+// unplugPending reports whether device_del was refused only because an earlier
+// request is pending, whose end is then what the caller waits for. QEMU has no
+// class for it, just this text (qdev_unplug and its callers).
+func unplugPending(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && strings.Contains(e.Desc, "in the process of unplug")
 }
 
 // HasDevice reports whether a device with the id is plugged.

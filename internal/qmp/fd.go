@@ -23,7 +23,10 @@ type PassedFD struct {
 }
 
 // AddFD passes f to QEMU as a member of the fd set; opaque comes back from
-// QueryFDSets. Add one descriptor for each access mode that QEMU will open with.
+// QueryFDSets. Add one descriptor for each access mode that QEMU will open with:
+// it takes the one whose mode is the same. A set with two descriptors of one
+// image needs "locking": "off" in its file node, because QEMU's locks stay on
+// a descriptor that it has left while the set holds it, and then exclude QEMU.
 func (c *Client) AddFD(ctx context.Context, set int, opaque string, f *os.File) (PassedFD, error) {
 	var out PassedFD
 	err := c.Execute(ctx, "add-fd", obj{"fdset-id": set, "opaque": opaque}, &out, f)

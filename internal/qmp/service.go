@@ -3,7 +3,7 @@ package qmp
 import "context"
 
 // Screendump writes the screen to a file, which QEMU opens: normally a
-// /dev/fdset/N. format is "ppm" or "png" (QEMU ≥ 7.1).
+// /dev/fdset/N with a descriptor that is write-only. format is "ppm" or "png" (QEMU ≥ 7.1).
 func (c *Client) Screendump(ctx context.Context, filename, format string) error {
 	return c.Execute(ctx, "screendump", obj{"filename": filename, "format": format}, nil)
 }
