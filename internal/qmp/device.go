@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // DeviceAdd plugs a device. props holds driver, id, bus and the model's own
@@ -37,7 +38,7 @@ func (c *Client) RemoveDevice(ctx context.Context, id string) error {
 		return err
 	}
 	for {
-		e, err := sub.Next(ctx)
+		e, err := sub.nextOrLagged(ctx, recheck)
 		if err != nil {
 			return fmt.Errorf("qmp: device %s is not released by the guest: %w", id, err)
 		}
@@ -60,6 +61,23 @@ func (c *Client) RemoveDevice(ctx context.Context, id string) error {
 			return fmt.Errorf("qmp: device %s: %w", id, ErrUnplugRefused)
 		}
 	}
+}
+
+// recheck is how often RemoveDevice looks for itself. QEMU 7.2 sends
+// DEVICE_DELETED only when the last reference is dropped: after a reset with an
+// unplug pending the device is out of the tree, and the event sometimes never
+// comes.
+const recheck = time.Second
+
+// nextOrLagged is Next, but says Lagged when nothing came for the time given.
+func (s *Subscription) nextOrLagged(ctx context.Context, d time.Duration) (Event, error) {
+	short, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	e, err := s.Next(short)
+	if err != nil && short.Err() != nil && ctx.Err() == nil && s.c.Err() == nil {
+		return Event{Name: Lagged}, nil
+	}
+	return e, err
 }
 
 // unplugPending reports whether device_del was refused only because an earlier
