@@ -492,17 +492,15 @@ func (*AgentChange_Image) isAgentChange_Object() {}
 
 // ReportRequest carries what has changed since the last one, or all when full is set.
 type ReportRequest struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Full       bool                   `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
-	Host       *HostStatus            `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	Vms        []*VMReport            `protobuf:"bytes,3,rep,name=vms,proto3" json:"vms,omitempty"`
-	Datastores []*DatastoreReport     `protobuf:"bytes,4,rep,name=datastores,proto3" json:"datastores,omitempty"`
-	Events     []*Event               `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
-	Samples    []*Sample              `protobuf:"bytes,6,rep,name=samples,proto3" json:"samples,omitempty"`
-	// The directory of the host's own datastore, made at its first start.
-	DefaultDatastorePath string `protobuf:"bytes,7,opt,name=default_datastore_path,json=defaultDatastorePath,proto3" json:"default_datastore_path,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Full          bool                   `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	Host          *HostStatus            `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Vms           []*VMReport            `protobuf:"bytes,3,rep,name=vms,proto3" json:"vms,omitempty"`
+	Datastores    []*DatastoreReport     `protobuf:"bytes,4,rep,name=datastores,proto3" json:"datastores,omitempty"`
+	Events        []*Event               `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
+	Samples       []*Sample              `protobuf:"bytes,6,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
@@ -575,13 +573,6 @@ func (x *ReportRequest) GetSamples() []*Sample {
 		return x.Samples
 	}
 	return nil
-}
-
-func (x *ReportRequest) GetDefaultDatastorePath() string {
-	if x != nil {
-		return x.DefaultDatastorePath
-	}
-	return ""
 }
 
 type VMReport struct {
@@ -671,10 +662,12 @@ func (x *VMReport) GetGuestOff() bool {
 	return false
 }
 
+// DatastoreReport: one that the manager does not know yet is made, on the host that reports it.
 type DatastoreReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Status        *DatastoreStatus       `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -721,6 +714,13 @@ func (x *DatastoreReport) GetStatus() *DatastoreStatus {
 		return x.Status
 	}
 	return nil
+}
+
+func (x *DatastoreReport) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 type Sample struct {
@@ -967,8 +967,10 @@ type NodeSnapshotRequest struct {
 	Snapshot string `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	Memory   bool   `protobuf:"varint,6,opt,name=memory,proto3" json:"memory,omitempty"`
 	Quiesce  bool   `protobuf:"varint,7,opt,name=quiesce,proto3" json:"quiesce,omitempty"`
-	// At a revert: the spec to go back to.
+	// At a revert: the spec to go back to, and the generation that it will have. The host then ignores specs of
+	// lower generations. spec.power says what the VM does afterwards: ON resumes from the memory image if there is one.
 	Spec          *VMSpec `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`
+	Generation    int64   `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1057,6 +1059,13 @@ func (x *NodeSnapshotRequest) GetSpec() *VMSpec {
 		return x.Spec
 	}
 	return nil
+}
+
+func (x *NodeSnapshotRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 type NodeProgress struct {
@@ -1355,7 +1364,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\anetwork\x18\x04 \x01(\v2\x12.drover.v1.NetworkH\x00R\anetwork\x12%\n" +
 	"\x04host\x18\x05 \x01(\v2\x0f.drover.v1.HostH\x00R\x04host\x12(\n" +
 	"\x05image\x18\x06 \x01(\v2\x10.drover.v1.ImageH\x00R\x05imageB\b\n" +
-	"\x06object\"\xbe\x02\n" +
+	"\x06object\"\x88\x02\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12)\n" +
 	"\x04host\x18\x02 \x01(\v2\x15.drover.v1.HostStatusR\x04host\x12%\n" +
@@ -1364,18 +1373,18 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"datastores\x18\x04 \x03(\v2\x1a.drover.v1.DatastoreReportR\n" +
 	"datastores\x12(\n" +
 	"\x06events\x18\x05 \x03(\v2\x10.drover.v1.EventR\x06events\x12+\n" +
-	"\asamples\x18\x06 \x03(\v2\x11.drover.v1.SampleR\asamples\x124\n" +
-	"\x16default_datastore_path\x18\a \x01(\tR\x14defaultDatastorePath\"\xa4\x01\n" +
+	"\asamples\x18\x06 \x03(\v2\x11.drover.v1.SampleR\asamples\"\xa4\x01\n" +
 	"\bVMReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x03R\x05epoch\x12+\n" +
 	"\x06status\x18\x04 \x01(\v2\x13.drover.v1.VMStatusR\x06status\x12\x12\n" +
 	"\x04gone\x18\x05 \x01(\bR\x04gone\x12\x1b\n" +
-	"\tguest_off\x18\x06 \x01(\bR\bguestOff\"Y\n" +
+	"\tguest_off\x18\x06 \x01(\bR\bguestOff\"m\n" +
 	"\x0fDatastoreReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
-	"\x06status\x18\x02 \x01(\v2\x1a.drover.v1.DatastoreStatusR\x06status\"\x8e\x01\n" +
+	"\x06status\x18\x02 \x01(\v2\x1a.drover.v1.DatastoreStatusR\x06status\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\x8e\x01\n" +
 	"\x06Sample\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1390,7 +1399,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"\x10\n" +
-	"\x0eNodeVMResponse\"\xe0\x01\n" +
+	"\x0eNodeVMResponse\"\x80\x02\n" +
 	"\x13NodeSnapshotRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x10\n" +
@@ -1399,7 +1408,10 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\bsnapshot\x18\x05 \x01(\tR\bsnapshot\x12\x16\n" +
 	"\x06memory\x18\x06 \x01(\bR\x06memory\x12\x18\n" +
 	"\aquiesce\x18\a \x01(\bR\aquiesce\x12%\n" +
-	"\x04spec\x18\b \x01(\v2\x11.drover.v1.VMSpecR\x04spec\"~\n" +
+	"\x04spec\x18\b \x01(\v2\x11.drover.v1.VMSpecR\x04spec\x12\x1e\n" +
+	"\n" +
+	"generation\x18\t \x01(\x03R\n" +
+	"generation\"~\n" +
 	"\fNodeProgress\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\x01R\bprogress\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x12\n" +

@@ -83,7 +83,9 @@ type UserSpec struct {
 	Roles    []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
 	Disabled bool     `protobuf:"varint,3,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	// Argon2id in PHC form. Never shown.
-	PasswordHash  string `protobuf:"bytes,4,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"`
+	PasswordHash string `protobuf:"bytes,4,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"`
+	// Sessions and tokens made before this are void.
+	ValidFrom     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=valid_from,json=validFrom,proto3" json:"valid_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -144,6 +146,13 @@ func (x *UserSpec) GetPasswordHash() string {
 		return x.PasswordHash
 	}
 	return ""
+}
+
+func (x *UserSpec) GetValidFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ValidFrom
+	}
+	return nil
 }
 
 type CreateUserRequest struct {
@@ -1298,12 +1307,14 @@ const file_drover_v1_manager_proto_rawDesc = "" +
 	"\x17drover/v1/manager.proto\x12\tdrover.v1\x1a\x14drover/v1/meta.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"T\n" +
 	"\x04User\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12'\n" +
-	"\x04spec\x18\x02 \x01(\v2\x13.drover.v1.UserSpecR\x04spec\"\x84\x01\n" +
+	"\x04spec\x18\x02 \x01(\v2\x13.drover.v1.UserSpecR\x04spec\"\xbf\x01\n" +
 	"\bUserSpec\x12!\n" +
 	"\fdisplay_name\x18\x01 \x01(\tR\vdisplayName\x12\x14\n" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x12\x1a\n" +
 	"\bdisabled\x18\x03 \x01(\bR\bdisabled\x12#\n" +
-	"\rpassword_hash\x18\x04 \x01(\tR\fpasswordHash\"T\n" +
+	"\rpassword_hash\x18\x04 \x01(\tR\fpasswordHash\x129\n" +
+	"\n" +
+	"valid_from\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tvalidFrom\"T\n" +
 	"\x11CreateUserRequest\x12#\n" +
 	"\x04user\x18\x01 \x01(\v2\x0f.drover.v1.UserR\x04user\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\"U\n" +
@@ -1442,48 +1453,49 @@ var file_drover_v1_manager_proto_goTypes = []any{
 var file_drover_v1_manager_proto_depIdxs = []int32{
 	23, // 0: drover.v1.User.meta:type_name -> drover.v1.Meta
 	1,  // 1: drover.v1.User.spec:type_name -> drover.v1.UserSpec
-	0,  // 2: drover.v1.CreateUserRequest.user:type_name -> drover.v1.User
-	0,  // 3: drover.v1.CreateUserResponse.user:type_name -> drover.v1.User
-	0,  // 4: drover.v1.UserList.users:type_name -> drover.v1.User
-	24, // 5: drover.v1.LoginResponse.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 6: drover.v1.Token.meta:type_name -> drover.v1.Meta
-	14, // 7: drover.v1.Token.spec:type_name -> drover.v1.TokenSpec
-	15, // 8: drover.v1.Token.status:type_name -> drover.v1.TokenStatus
-	24, // 9: drover.v1.TokenSpec.expire_time:type_name -> google.protobuf.Timestamp
-	24, // 10: drover.v1.TokenStatus.last_used:type_name -> google.protobuf.Timestamp
-	25, // 11: drover.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	13, // 12: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.Token
-	13, // 13: drover.v1.TokenList.tokens:type_name -> drover.v1.Token
-	24, // 14: drover.v1.Info.start_time:type_name -> google.protobuf.Timestamp
-	7,  // 15: drover.v1.AuthService.Login:input_type -> drover.v1.LoginRequest
-	9,  // 16: drover.v1.AuthService.Logout:input_type -> drover.v1.LogoutRequest
-	11, // 17: drover.v1.AuthService.WhoAmI:input_type -> drover.v1.WhoAmIRequest
-	26, // 18: drover.v1.AuthService.ListUsers:input_type -> drover.v1.ListRequest
-	2,  // 19: drover.v1.AuthService.CreateUser:input_type -> drover.v1.CreateUserRequest
-	27, // 20: drover.v1.AuthService.DeleteUser:input_type -> drover.v1.DeleteRequest
-	4,  // 21: drover.v1.AuthService.SetPassword:input_type -> drover.v1.SetPasswordRequest
-	26, // 22: drover.v1.AuthService.ListTokens:input_type -> drover.v1.ListRequest
-	16, // 23: drover.v1.AuthService.CreateToken:input_type -> drover.v1.CreateTokenRequest
-	27, // 24: drover.v1.AuthService.DeleteToken:input_type -> drover.v1.DeleteRequest
-	19, // 25: drover.v1.ManagerService.GetInfo:input_type -> drover.v1.InfoRequest
-	21, // 26: drover.v1.ManagerService.Backup:input_type -> drover.v1.BackupStateRequest
-	8,  // 27: drover.v1.AuthService.Login:output_type -> drover.v1.LoginResponse
-	10, // 28: drover.v1.AuthService.Logout:output_type -> drover.v1.LogoutResponse
-	12, // 29: drover.v1.AuthService.WhoAmI:output_type -> drover.v1.WhoAmIResponse
-	6,  // 30: drover.v1.AuthService.ListUsers:output_type -> drover.v1.UserList
-	3,  // 31: drover.v1.AuthService.CreateUser:output_type -> drover.v1.CreateUserResponse
-	0,  // 32: drover.v1.AuthService.DeleteUser:output_type -> drover.v1.User
-	5,  // 33: drover.v1.AuthService.SetPassword:output_type -> drover.v1.SetPasswordResponse
-	18, // 34: drover.v1.AuthService.ListTokens:output_type -> drover.v1.TokenList
-	17, // 35: drover.v1.AuthService.CreateToken:output_type -> drover.v1.CreateTokenResponse
-	13, // 36: drover.v1.AuthService.DeleteToken:output_type -> drover.v1.Token
-	20, // 37: drover.v1.ManagerService.GetInfo:output_type -> drover.v1.Info
-	22, // 38: drover.v1.ManagerService.Backup:output_type -> drover.v1.BackupStateResponse
-	27, // [27:39] is the sub-list for method output_type
-	15, // [15:27] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	24, // 2: drover.v1.UserSpec.valid_from:type_name -> google.protobuf.Timestamp
+	0,  // 3: drover.v1.CreateUserRequest.user:type_name -> drover.v1.User
+	0,  // 4: drover.v1.CreateUserResponse.user:type_name -> drover.v1.User
+	0,  // 5: drover.v1.UserList.users:type_name -> drover.v1.User
+	24, // 6: drover.v1.LoginResponse.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 7: drover.v1.Token.meta:type_name -> drover.v1.Meta
+	14, // 8: drover.v1.Token.spec:type_name -> drover.v1.TokenSpec
+	15, // 9: drover.v1.Token.status:type_name -> drover.v1.TokenStatus
+	24, // 10: drover.v1.TokenSpec.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 11: drover.v1.TokenStatus.last_used:type_name -> google.protobuf.Timestamp
+	25, // 12: drover.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	13, // 13: drover.v1.CreateTokenResponse.token:type_name -> drover.v1.Token
+	13, // 14: drover.v1.TokenList.tokens:type_name -> drover.v1.Token
+	24, // 15: drover.v1.Info.start_time:type_name -> google.protobuf.Timestamp
+	7,  // 16: drover.v1.AuthService.Login:input_type -> drover.v1.LoginRequest
+	9,  // 17: drover.v1.AuthService.Logout:input_type -> drover.v1.LogoutRequest
+	11, // 18: drover.v1.AuthService.WhoAmI:input_type -> drover.v1.WhoAmIRequest
+	26, // 19: drover.v1.AuthService.ListUsers:input_type -> drover.v1.ListRequest
+	2,  // 20: drover.v1.AuthService.CreateUser:input_type -> drover.v1.CreateUserRequest
+	27, // 21: drover.v1.AuthService.DeleteUser:input_type -> drover.v1.DeleteRequest
+	4,  // 22: drover.v1.AuthService.SetPassword:input_type -> drover.v1.SetPasswordRequest
+	26, // 23: drover.v1.AuthService.ListTokens:input_type -> drover.v1.ListRequest
+	16, // 24: drover.v1.AuthService.CreateToken:input_type -> drover.v1.CreateTokenRequest
+	27, // 25: drover.v1.AuthService.DeleteToken:input_type -> drover.v1.DeleteRequest
+	19, // 26: drover.v1.ManagerService.GetInfo:input_type -> drover.v1.InfoRequest
+	21, // 27: drover.v1.ManagerService.Backup:input_type -> drover.v1.BackupStateRequest
+	8,  // 28: drover.v1.AuthService.Login:output_type -> drover.v1.LoginResponse
+	10, // 29: drover.v1.AuthService.Logout:output_type -> drover.v1.LogoutResponse
+	12, // 30: drover.v1.AuthService.WhoAmI:output_type -> drover.v1.WhoAmIResponse
+	6,  // 31: drover.v1.AuthService.ListUsers:output_type -> drover.v1.UserList
+	3,  // 32: drover.v1.AuthService.CreateUser:output_type -> drover.v1.CreateUserResponse
+	0,  // 33: drover.v1.AuthService.DeleteUser:output_type -> drover.v1.User
+	5,  // 34: drover.v1.AuthService.SetPassword:output_type -> drover.v1.SetPasswordResponse
+	18, // 35: drover.v1.AuthService.ListTokens:output_type -> drover.v1.TokenList
+	17, // 36: drover.v1.AuthService.CreateToken:output_type -> drover.v1.CreateTokenResponse
+	13, // 37: drover.v1.AuthService.DeleteToken:output_type -> drover.v1.Token
+	20, // 38: drover.v1.ManagerService.GetInfo:output_type -> drover.v1.Info
+	22, // 39: drover.v1.ManagerService.Backup:output_type -> drover.v1.BackupStateResponse
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_manager_proto_init() }

@@ -569,7 +569,9 @@ type VMSpec struct {
 	// How long a graceful stop may take before power is cut. Default 90 s.
 	StopTimeout *durationpb.Duration `protobuf:"bytes,19,opt,name=stop_timeout,json=stopTimeout,proto3" json:"stop_timeout,omitempty"`
 	// What VMService.Clone made it from; only read at creation.
-	CloneFrom     *CloneSource `protobuf:"bytes,20,opt,name=clone_from,json=cloneFrom,proto3" json:"clone_from,omitempty"`
+	CloneFrom *CloneSource `protobuf:"bytes,20,opt,name=clone_from,json=cloneFrom,proto3" json:"clone_from,omitempty"`
+	// Set by Stop: how long this stop may take before power is cut; 0 s cuts it at once. Cleared by Start.
+	StopGrace     *durationpb.Duration `protobuf:"bytes,21,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -740,6 +742,13 @@ func (x *VMSpec) GetStopTimeout() *durationpb.Duration {
 func (x *VMSpec) GetCloneFrom() *CloneSource {
 	if x != nil {
 		return x.CloneFrom
+	}
+	return nil
+}
+
+func (x *VMSpec) GetStopGrace() *durationpb.Duration {
+	if x != nil {
+		return x.StopGrace
 	}
 	return nil
 }
@@ -1350,8 +1359,10 @@ type VMStatus struct {
 	// Changes of spec that only take effect at the next start, as field paths.
 	RestartRequired []string `protobuf:"bytes,19,rep,name=restart_required,json=restartRequired,proto3" json:"restart_required,omitempty"`
 	Site            string   `protobuf:"bytes,20,opt,name=site,proto3" json:"site,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The task that has the VM to itself: its spec can't change until that ends.
+	Busy          string `protobuf:"bytes,21,opt,name=busy,proto3" json:"busy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMStatus) Reset() {
@@ -1520,6 +1531,13 @@ func (x *VMStatus) GetRestartRequired() []string {
 func (x *VMStatus) GetSite() string {
 	if x != nil {
 		return x.Site
+	}
+	return ""
+}
+
+func (x *VMStatus) GetBusy() string {
+	if x != nil {
+		return x.Busy
 	}
 	return ""
 }
@@ -3259,7 +3277,7 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\x02VM\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.drover.v1.VMSpecR\x04spec\x12+\n" +
-	"\x06status\x18\x03 \x01(\v2\x13.drover.v1.VMStatusR\x06status\"\xba\x06\n" +
+	"\x06status\x18\x03 \x01(\v2\x13.drover.v1.VMStatusR\x06status\"\xf4\x06\n" +
 	"\x06VMSpec\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x12&\n" +
 	"\x05power\x18\x02 \x01(\x0e2\x10.drover.v1.PowerR\x05power\x12\x12\n" +
@@ -3284,7 +3302,9 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\x0ekernel_cmdline\x18\x12 \x01(\tR\rkernelCmdline\x12<\n" +
 	"\fstop_timeout\x18\x13 \x01(\v2\x19.google.protobuf.DurationR\vstopTimeout\x125\n" +
 	"\n" +
-	"clone_from\x18\x14 \x01(\v2\x16.drover.v1.CloneSourceR\tcloneFrom\"\xa4\x01\n" +
+	"clone_from\x18\x14 \x01(\v2\x16.drover.v1.CloneSourceR\tcloneFrom\x128\n" +
+	"\n" +
+	"stop_grace\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\"\xa4\x01\n" +
 	"\bHardware\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x120\n" +
 	"\amachine\x18\x02 \x01(\x0e2\x16.drover.v1.MachineKindR\amachine\x12/\n" +
@@ -3336,7 +3356,7 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\vCloneSource\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1a\n" +
 	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x16\n" +
-	"\x06linked\x18\x03 \x01(\bR\x06linked\"\x81\x06\n" +
+	"\x06linked\x18\x03 \x01(\bR\x06linked\"\x95\x06\n" +
 	"\bVMStatus\x12(\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x12.drover.v1.VMPhaseR\x05phase\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3362,7 +3382,8 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"conditions\x18\x12 \x03(\v2\x14.drover.v1.ConditionR\n" +
 	"conditions\x12)\n" +
 	"\x10restart_required\x18\x13 \x03(\tR\x0frestartRequired\x12\x12\n" +
-	"\x04site\x18\x14 \x01(\tR\x04site\"\x8c\x02\n" +
+	"\x04site\x18\x14 \x01(\tR\x04site\x12\x12\n" +
+	"\x04busy\x18\x15 \x01(\tR\x04busy\"\x8c\x02\n" +
 	"\n" +
 	"DiskStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
@@ -3659,110 +3680,111 @@ var file_drover_v1_vm_proto_depIdxs = []int32{
 	1,  // 10: drover.v1.VMSpec.restart_policy:type_name -> drover.v1.RestartPolicy
 	48, // 11: drover.v1.VMSpec.stop_timeout:type_name -> google.protobuf.Duration
 	16, // 12: drover.v1.VMSpec.clone_from:type_name -> drover.v1.CloneSource
-	2,  // 13: drover.v1.Hardware.machine:type_name -> drover.v1.MachineKind
-	3,  // 14: drover.v1.Hardware.firmware:type_name -> drover.v1.Firmware
-	5,  // 15: drover.v1.DiskSpec.format:type_name -> drover.v1.DiskFormat
-	4,  // 16: drover.v1.DiskSpec.bus:type_name -> drover.v1.DiskBus
-	6,  // 17: drover.v1.NICSpec.adapter:type_name -> drover.v1.NICAdapter
-	45, // 18: drover.v1.PlacementSpec.host_labels:type_name -> drover.v1.PlacementSpec.HostLabelsEntry
-	7,  // 19: drover.v1.VMStatus.phase:type_name -> drover.v1.VMPhase
-	49, // 20: drover.v1.VMStatus.phase_time:type_name -> google.protobuf.Timestamp
-	49, // 21: drover.v1.VMStatus.start_time:type_name -> google.protobuf.Timestamp
-	18, // 22: drover.v1.VMStatus.disks:type_name -> drover.v1.DiskStatus
-	19, // 23: drover.v1.VMStatus.nics:type_name -> drover.v1.NICStatus
-	20, // 24: drover.v1.VMStatus.guest:type_name -> drover.v1.GuestStatus
-	50, // 25: drover.v1.VMStatus.conditions:type_name -> drover.v1.Condition
-	5,  // 26: drover.v1.DiskStatus.format:type_name -> drover.v1.DiskFormat
-	6,  // 27: drover.v1.NICStatus.adapter:type_name -> drover.v1.NICAdapter
-	8,  // 28: drover.v1.VMList.vms:type_name -> drover.v1.VM
-	51, // 29: drover.v1.VMChange.kind:type_name -> drover.v1.ChangeKind
-	8,  // 30: drover.v1.VMChange.vm:type_name -> drover.v1.VM
-	8,  // 31: drover.v1.CreateVMRequest.vm:type_name -> drover.v1.VM
-	8,  // 32: drover.v1.UpdateVMRequest.vm:type_name -> drover.v1.VM
-	52, // 33: drover.v1.UpdateVMRequest.mask:type_name -> google.protobuf.FieldMask
-	48, // 34: drover.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	16, // 35: drover.v1.CloneVMRequest.source:type_name -> drover.v1.CloneSource
-	46, // 36: drover.v1.CloneVMRequest.labels:type_name -> drover.v1.CloneVMRequest.LabelsEntry
-	48, // 37: drover.v1.ExecRequest.timeout:type_name -> google.protobuf.Duration
-	47, // 38: drover.v1.Disk.meta:type_name -> drover.v1.Meta
-	11, // 39: drover.v1.Disk.spec:type_name -> drover.v1.DiskSpec
-	18, // 40: drover.v1.Disk.status:type_name -> drover.v1.DiskStatus
-	35, // 41: drover.v1.DiskList.disks:type_name -> drover.v1.Disk
-	51, // 42: drover.v1.DiskChange.kind:type_name -> drover.v1.ChangeKind
-	35, // 43: drover.v1.DiskChange.disk:type_name -> drover.v1.Disk
-	35, // 44: drover.v1.CreateDiskRequest.disk:type_name -> drover.v1.Disk
-	35, // 45: drover.v1.UpdateDiskRequest.disk:type_name -> drover.v1.Disk
-	52, // 46: drover.v1.UpdateDiskRequest.mask:type_name -> google.protobuf.FieldMask
-	47, // 47: drover.v1.NIC.meta:type_name -> drover.v1.Meta
-	13, // 48: drover.v1.NIC.spec:type_name -> drover.v1.NICSpec
-	19, // 49: drover.v1.NIC.status:type_name -> drover.v1.NICStatus
-	40, // 50: drover.v1.NICList.nics:type_name -> drover.v1.NIC
-	51, // 51: drover.v1.NICChange.kind:type_name -> drover.v1.ChangeKind
-	40, // 52: drover.v1.NICChange.nic:type_name -> drover.v1.NIC
-	40, // 53: drover.v1.CreateNICRequest.nic:type_name -> drover.v1.NIC
-	40, // 54: drover.v1.UpdateNICRequest.nic:type_name -> drover.v1.NIC
-	52, // 55: drover.v1.UpdateNICRequest.mask:type_name -> google.protobuf.FieldMask
-	53, // 56: drover.v1.VMService.Get:input_type -> drover.v1.GetRequest
-	54, // 57: drover.v1.VMService.List:input_type -> drover.v1.ListRequest
-	55, // 58: drover.v1.VMService.Watch:input_type -> drover.v1.WatchRequest
-	23, // 59: drover.v1.VMService.Create:input_type -> drover.v1.CreateVMRequest
-	24, // 60: drover.v1.VMService.Update:input_type -> drover.v1.UpdateVMRequest
-	56, // 61: drover.v1.VMService.Delete:input_type -> drover.v1.DeleteRequest
-	25, // 62: drover.v1.VMService.Start:input_type -> drover.v1.StartVMRequest
-	26, // 63: drover.v1.VMService.Stop:input_type -> drover.v1.StopVMRequest
-	27, // 64: drover.v1.VMService.Reset:input_type -> drover.v1.VMActionRequest
-	27, // 65: drover.v1.VMService.Pause:input_type -> drover.v1.VMActionRequest
-	27, // 66: drover.v1.VMService.Resume:input_type -> drover.v1.VMActionRequest
-	28, // 67: drover.v1.VMService.Clone:input_type -> drover.v1.CloneVMRequest
-	29, // 68: drover.v1.VMService.Exec:input_type -> drover.v1.ExecRequest
-	27, // 69: drover.v1.VMService.Screenshot:input_type -> drover.v1.VMActionRequest
-	32, // 70: drover.v1.VMService.Console:input_type -> drover.v1.ConsoleInput
-	34, // 71: drover.v1.VMService.ConsoleLog:input_type -> drover.v1.ConsoleLogRequest
-	53, // 72: drover.v1.DiskService.Get:input_type -> drover.v1.GetRequest
-	54, // 73: drover.v1.DiskService.List:input_type -> drover.v1.ListRequest
-	55, // 74: drover.v1.DiskService.Watch:input_type -> drover.v1.WatchRequest
-	38, // 75: drover.v1.DiskService.Create:input_type -> drover.v1.CreateDiskRequest
-	39, // 76: drover.v1.DiskService.Update:input_type -> drover.v1.UpdateDiskRequest
-	56, // 77: drover.v1.DiskService.Delete:input_type -> drover.v1.DeleteRequest
-	53, // 78: drover.v1.NICService.Get:input_type -> drover.v1.GetRequest
-	54, // 79: drover.v1.NICService.List:input_type -> drover.v1.ListRequest
-	55, // 80: drover.v1.NICService.Watch:input_type -> drover.v1.WatchRequest
-	43, // 81: drover.v1.NICService.Create:input_type -> drover.v1.CreateNICRequest
-	44, // 82: drover.v1.NICService.Update:input_type -> drover.v1.UpdateNICRequest
-	56, // 83: drover.v1.NICService.Delete:input_type -> drover.v1.DeleteRequest
-	8,  // 84: drover.v1.VMService.Get:output_type -> drover.v1.VM
-	21, // 85: drover.v1.VMService.List:output_type -> drover.v1.VMList
-	22, // 86: drover.v1.VMService.Watch:output_type -> drover.v1.VMChange
-	8,  // 87: drover.v1.VMService.Create:output_type -> drover.v1.VM
-	8,  // 88: drover.v1.VMService.Update:output_type -> drover.v1.VM
-	8,  // 89: drover.v1.VMService.Delete:output_type -> drover.v1.VM
-	8,  // 90: drover.v1.VMService.Start:output_type -> drover.v1.VM
-	8,  // 91: drover.v1.VMService.Stop:output_type -> drover.v1.VM
-	8,  // 92: drover.v1.VMService.Reset:output_type -> drover.v1.VM
-	8,  // 93: drover.v1.VMService.Pause:output_type -> drover.v1.VM
-	8,  // 94: drover.v1.VMService.Resume:output_type -> drover.v1.VM
-	8,  // 95: drover.v1.VMService.Clone:output_type -> drover.v1.VM
-	30, // 96: drover.v1.VMService.Exec:output_type -> drover.v1.ExecResponse
-	31, // 97: drover.v1.VMService.Screenshot:output_type -> drover.v1.ScreenshotResponse
-	33, // 98: drover.v1.VMService.Console:output_type -> drover.v1.ConsoleOutput
-	33, // 99: drover.v1.VMService.ConsoleLog:output_type -> drover.v1.ConsoleOutput
-	35, // 100: drover.v1.DiskService.Get:output_type -> drover.v1.Disk
-	36, // 101: drover.v1.DiskService.List:output_type -> drover.v1.DiskList
-	37, // 102: drover.v1.DiskService.Watch:output_type -> drover.v1.DiskChange
-	35, // 103: drover.v1.DiskService.Create:output_type -> drover.v1.Disk
-	35, // 104: drover.v1.DiskService.Update:output_type -> drover.v1.Disk
-	35, // 105: drover.v1.DiskService.Delete:output_type -> drover.v1.Disk
-	40, // 106: drover.v1.NICService.Get:output_type -> drover.v1.NIC
-	41, // 107: drover.v1.NICService.List:output_type -> drover.v1.NICList
-	42, // 108: drover.v1.NICService.Watch:output_type -> drover.v1.NICChange
-	40, // 109: drover.v1.NICService.Create:output_type -> drover.v1.NIC
-	40, // 110: drover.v1.NICService.Update:output_type -> drover.v1.NIC
-	40, // 111: drover.v1.NICService.Delete:output_type -> drover.v1.NIC
-	84, // [84:112] is the sub-list for method output_type
-	56, // [56:84] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	48, // 13: drover.v1.VMSpec.stop_grace:type_name -> google.protobuf.Duration
+	2,  // 14: drover.v1.Hardware.machine:type_name -> drover.v1.MachineKind
+	3,  // 15: drover.v1.Hardware.firmware:type_name -> drover.v1.Firmware
+	5,  // 16: drover.v1.DiskSpec.format:type_name -> drover.v1.DiskFormat
+	4,  // 17: drover.v1.DiskSpec.bus:type_name -> drover.v1.DiskBus
+	6,  // 18: drover.v1.NICSpec.adapter:type_name -> drover.v1.NICAdapter
+	45, // 19: drover.v1.PlacementSpec.host_labels:type_name -> drover.v1.PlacementSpec.HostLabelsEntry
+	7,  // 20: drover.v1.VMStatus.phase:type_name -> drover.v1.VMPhase
+	49, // 21: drover.v1.VMStatus.phase_time:type_name -> google.protobuf.Timestamp
+	49, // 22: drover.v1.VMStatus.start_time:type_name -> google.protobuf.Timestamp
+	18, // 23: drover.v1.VMStatus.disks:type_name -> drover.v1.DiskStatus
+	19, // 24: drover.v1.VMStatus.nics:type_name -> drover.v1.NICStatus
+	20, // 25: drover.v1.VMStatus.guest:type_name -> drover.v1.GuestStatus
+	50, // 26: drover.v1.VMStatus.conditions:type_name -> drover.v1.Condition
+	5,  // 27: drover.v1.DiskStatus.format:type_name -> drover.v1.DiskFormat
+	6,  // 28: drover.v1.NICStatus.adapter:type_name -> drover.v1.NICAdapter
+	8,  // 29: drover.v1.VMList.vms:type_name -> drover.v1.VM
+	51, // 30: drover.v1.VMChange.kind:type_name -> drover.v1.ChangeKind
+	8,  // 31: drover.v1.VMChange.vm:type_name -> drover.v1.VM
+	8,  // 32: drover.v1.CreateVMRequest.vm:type_name -> drover.v1.VM
+	8,  // 33: drover.v1.UpdateVMRequest.vm:type_name -> drover.v1.VM
+	52, // 34: drover.v1.UpdateVMRequest.mask:type_name -> google.protobuf.FieldMask
+	48, // 35: drover.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	16, // 36: drover.v1.CloneVMRequest.source:type_name -> drover.v1.CloneSource
+	46, // 37: drover.v1.CloneVMRequest.labels:type_name -> drover.v1.CloneVMRequest.LabelsEntry
+	48, // 38: drover.v1.ExecRequest.timeout:type_name -> google.protobuf.Duration
+	47, // 39: drover.v1.Disk.meta:type_name -> drover.v1.Meta
+	11, // 40: drover.v1.Disk.spec:type_name -> drover.v1.DiskSpec
+	18, // 41: drover.v1.Disk.status:type_name -> drover.v1.DiskStatus
+	35, // 42: drover.v1.DiskList.disks:type_name -> drover.v1.Disk
+	51, // 43: drover.v1.DiskChange.kind:type_name -> drover.v1.ChangeKind
+	35, // 44: drover.v1.DiskChange.disk:type_name -> drover.v1.Disk
+	35, // 45: drover.v1.CreateDiskRequest.disk:type_name -> drover.v1.Disk
+	35, // 46: drover.v1.UpdateDiskRequest.disk:type_name -> drover.v1.Disk
+	52, // 47: drover.v1.UpdateDiskRequest.mask:type_name -> google.protobuf.FieldMask
+	47, // 48: drover.v1.NIC.meta:type_name -> drover.v1.Meta
+	13, // 49: drover.v1.NIC.spec:type_name -> drover.v1.NICSpec
+	19, // 50: drover.v1.NIC.status:type_name -> drover.v1.NICStatus
+	40, // 51: drover.v1.NICList.nics:type_name -> drover.v1.NIC
+	51, // 52: drover.v1.NICChange.kind:type_name -> drover.v1.ChangeKind
+	40, // 53: drover.v1.NICChange.nic:type_name -> drover.v1.NIC
+	40, // 54: drover.v1.CreateNICRequest.nic:type_name -> drover.v1.NIC
+	40, // 55: drover.v1.UpdateNICRequest.nic:type_name -> drover.v1.NIC
+	52, // 56: drover.v1.UpdateNICRequest.mask:type_name -> google.protobuf.FieldMask
+	53, // 57: drover.v1.VMService.Get:input_type -> drover.v1.GetRequest
+	54, // 58: drover.v1.VMService.List:input_type -> drover.v1.ListRequest
+	55, // 59: drover.v1.VMService.Watch:input_type -> drover.v1.WatchRequest
+	23, // 60: drover.v1.VMService.Create:input_type -> drover.v1.CreateVMRequest
+	24, // 61: drover.v1.VMService.Update:input_type -> drover.v1.UpdateVMRequest
+	56, // 62: drover.v1.VMService.Delete:input_type -> drover.v1.DeleteRequest
+	25, // 63: drover.v1.VMService.Start:input_type -> drover.v1.StartVMRequest
+	26, // 64: drover.v1.VMService.Stop:input_type -> drover.v1.StopVMRequest
+	27, // 65: drover.v1.VMService.Reset:input_type -> drover.v1.VMActionRequest
+	27, // 66: drover.v1.VMService.Pause:input_type -> drover.v1.VMActionRequest
+	27, // 67: drover.v1.VMService.Resume:input_type -> drover.v1.VMActionRequest
+	28, // 68: drover.v1.VMService.Clone:input_type -> drover.v1.CloneVMRequest
+	29, // 69: drover.v1.VMService.Exec:input_type -> drover.v1.ExecRequest
+	27, // 70: drover.v1.VMService.Screenshot:input_type -> drover.v1.VMActionRequest
+	32, // 71: drover.v1.VMService.Console:input_type -> drover.v1.ConsoleInput
+	34, // 72: drover.v1.VMService.ConsoleLog:input_type -> drover.v1.ConsoleLogRequest
+	53, // 73: drover.v1.DiskService.Get:input_type -> drover.v1.GetRequest
+	54, // 74: drover.v1.DiskService.List:input_type -> drover.v1.ListRequest
+	55, // 75: drover.v1.DiskService.Watch:input_type -> drover.v1.WatchRequest
+	38, // 76: drover.v1.DiskService.Create:input_type -> drover.v1.CreateDiskRequest
+	39, // 77: drover.v1.DiskService.Update:input_type -> drover.v1.UpdateDiskRequest
+	56, // 78: drover.v1.DiskService.Delete:input_type -> drover.v1.DeleteRequest
+	53, // 79: drover.v1.NICService.Get:input_type -> drover.v1.GetRequest
+	54, // 80: drover.v1.NICService.List:input_type -> drover.v1.ListRequest
+	55, // 81: drover.v1.NICService.Watch:input_type -> drover.v1.WatchRequest
+	43, // 82: drover.v1.NICService.Create:input_type -> drover.v1.CreateNICRequest
+	44, // 83: drover.v1.NICService.Update:input_type -> drover.v1.UpdateNICRequest
+	56, // 84: drover.v1.NICService.Delete:input_type -> drover.v1.DeleteRequest
+	8,  // 85: drover.v1.VMService.Get:output_type -> drover.v1.VM
+	21, // 86: drover.v1.VMService.List:output_type -> drover.v1.VMList
+	22, // 87: drover.v1.VMService.Watch:output_type -> drover.v1.VMChange
+	8,  // 88: drover.v1.VMService.Create:output_type -> drover.v1.VM
+	8,  // 89: drover.v1.VMService.Update:output_type -> drover.v1.VM
+	8,  // 90: drover.v1.VMService.Delete:output_type -> drover.v1.VM
+	8,  // 91: drover.v1.VMService.Start:output_type -> drover.v1.VM
+	8,  // 92: drover.v1.VMService.Stop:output_type -> drover.v1.VM
+	8,  // 93: drover.v1.VMService.Reset:output_type -> drover.v1.VM
+	8,  // 94: drover.v1.VMService.Pause:output_type -> drover.v1.VM
+	8,  // 95: drover.v1.VMService.Resume:output_type -> drover.v1.VM
+	8,  // 96: drover.v1.VMService.Clone:output_type -> drover.v1.VM
+	30, // 97: drover.v1.VMService.Exec:output_type -> drover.v1.ExecResponse
+	31, // 98: drover.v1.VMService.Screenshot:output_type -> drover.v1.ScreenshotResponse
+	33, // 99: drover.v1.VMService.Console:output_type -> drover.v1.ConsoleOutput
+	33, // 100: drover.v1.VMService.ConsoleLog:output_type -> drover.v1.ConsoleOutput
+	35, // 101: drover.v1.DiskService.Get:output_type -> drover.v1.Disk
+	36, // 102: drover.v1.DiskService.List:output_type -> drover.v1.DiskList
+	37, // 103: drover.v1.DiskService.Watch:output_type -> drover.v1.DiskChange
+	35, // 104: drover.v1.DiskService.Create:output_type -> drover.v1.Disk
+	35, // 105: drover.v1.DiskService.Update:output_type -> drover.v1.Disk
+	35, // 106: drover.v1.DiskService.Delete:output_type -> drover.v1.Disk
+	40, // 107: drover.v1.NICService.Get:output_type -> drover.v1.NIC
+	41, // 108: drover.v1.NICService.List:output_type -> drover.v1.NICList
+	42, // 109: drover.v1.NICService.Watch:output_type -> drover.v1.NICChange
+	40, // 110: drover.v1.NICService.Create:output_type -> drover.v1.NIC
+	40, // 111: drover.v1.NICService.Update:output_type -> drover.v1.NIC
+	40, // 112: drover.v1.NICService.Delete:output_type -> drover.v1.NIC
+	85, // [85:113] is the sub-list for method output_type
+	57, // [57:85] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_vm_proto_init() }
