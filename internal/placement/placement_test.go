@@ -246,3 +246,29 @@ func TestValidate(t *testing.T) {
 		t.Errorf("no hosts: %+v, %v", res, err)
 	}
 }
+
+// Each of the two may start anywhere by its own rule, but once both run the
+// first one's rule speaks of the second.
+func TestTeamIsCheckedAsAWhole(t *testing.T) {
+	x := vm("x", func(r *Request) {
+		r.Labels = map[string]string{"app": "x"}
+		r.Terms = []Term{{Hard: true, Labels: r.Labels}}
+	})
+	y := vm("y", func(r *Request) {
+		r.Labels, r.Groups = x.Labels, []string{"g"}
+		r.Terms = []Term{{Hard: true, Group: "g"}}
+		r.Hosts = []string{"b"}
+		r.CPUs = 3
+	})
+	x.MemoryMiB = y.MemoryMiB * 2
+	x.Sites = []string{"sj"}
+	plan, err := PlaceAll([]Host{host("a"), host("b")}, []Request{x, y}, Options{})
+	if err != nil || plan.Err() != nil {
+		t.Fatal(err, plan.Err())
+	}
+	for _, a := range plan.Assignments {
+		if a.Host != "b" {
+			t.Errorf("%s goes to %s, want both on b", a.VM, a.Host)
+		}
+	}
+}
