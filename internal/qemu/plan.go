@@ -14,13 +14,12 @@ type Source string
 
 // The sources of descriptors.
 const (
-	FromMonitor  Source = "qmp"      // the listening socket of the monitor
-	FromSerial   Source = "serial"   // the listening socket of the serial console
-	FromAgent    Source = "qga"      // the listening socket of the guest agent's channel
-	FromIncoming Source = "incoming" // Attach.Incoming
-	FromFile     Source = "file"     // a file that QEMU reads by /proc/self/fd
-	FromLayer    Source = "layer"    // an image file in a descriptor set
-	FromTAP      Source = "tap"      // Attach.TAPs[Key][Index]
+	FromMonitor Source = "qmp"    // the listening socket of the monitor
+	FromSerial  Source = "serial" // the listening socket of the serial console
+	FromAgent   Source = "qga"    // the listening socket of the guest agent's channel
+	FromFile    Source = "file"   // a file that QEMU reads by /proc/self/fd
+	FromLayer   Source = "layer"  // an image file in a descriptor set
+	FromTAP     Source = "tap"    // Attach.TAPs[Key][Index]
 )
 
 // FD is one descriptor that QEMU inherits. Its number in QEMU is its place in Plan.FDs plus 3.
@@ -259,10 +258,7 @@ func (p *planner) fixed() {
 }
 
 func (p *planner) incoming() {
-	switch p.spec.Incoming {
-	case DeferIncoming:
+	if p.spec.Incoming {
 		p.add("-incoming", "defer")
-	case FileIncoming:
-		p.add("-incoming", fmt.Sprintf("fd:%d", p.fd(FD{Source: FromIncoming})))
 	}
 }

@@ -73,10 +73,10 @@ func plans() map[string]Spec {
 	s.SMBIOS = SMBIOS{Manufacturer: "Drover", Serial: "ds=nocloud,s=x"}
 	s.FwCfg = []FwCfg{{Name: "opt/org.test/a", Path: "/a"}}
 	s.GenerationID = "00000000-1111-2222-3333-444444444444"
-	s.Incoming = FileIncoming
+	s.Incoming = true
 	out["q35-uefi-everything"] = s
 	s = small(guest.Q35)
-	s.Headless, s.Incoming = true, DeferIncoming
+	s.Headless, s.Incoming = true, true
 	out["q35-headless-incoming"] = s
 	return out
 }
@@ -190,7 +190,6 @@ func TestValidateRefuses(t *testing.T) {
 		"smbios newline":       func(s *Spec) { s.SMBIOS.Serial = "a\nb" },
 		"fw_cfg outside opt":   func(s *Spec) { s.FwCfg = []FwCfg{{Name: "etc/x", Path: "/x"}} },
 		"generation id":        func(s *Spec) { s.GenerationID = "auto,x=y" },
-		"incoming exec":        func(s *Spec) { s.Incoming = "exec:sh" },
 		"microvm without boot": func(s *Spec) { s.Machine = guest.MicroVM },
 		"microvm hotplug":      func(s *Spec) { *s = small(guest.MicroVM); s.CPU.MaxSockets = 2 },
 		"microvm memory":       func(s *Spec) { *s = small(guest.MicroVM); s.Memory.MaxMiB = 1024 },

@@ -33,13 +33,13 @@ type Spec struct {
 	CDROMs []CDROM `json:"cdroms,omitempty"`
 	NICs   []NIC   `json:"nics,omitempty"`
 
-	HyperV       bool     `json:"hyperv,omitempty"`        // the guest is Windows
-	LocalRTC     bool     `json:"local_rtc,omitempty"`     // the hardware clock shows local time
-	Headless     bool     `json:"headless,omitempty"`      // no VGA, USB or tablet
-	GenerationID string   `json:"generation_id,omitempty"` // a UUID that changes when the machine is copied or goes back in time
-	SMBIOS       SMBIOS   `json:"smbios,omitzero"`
-	FwCfg        []FwCfg  `json:"fw_cfg,omitempty"`
-	Incoming     Incoming `json:"incoming,omitempty"`
+	HyperV       bool    `json:"hyperv,omitempty"`        // the guest is Windows
+	LocalRTC     bool    `json:"local_rtc,omitempty"`     // the hardware clock shows local time
+	Headless     bool    `json:"headless,omitempty"`      // no VGA, USB or tablet
+	GenerationID string  `json:"generation_id,omitempty"` // a UUID that changes when the machine is copied or goes back in time
+	SMBIOS       SMBIOS  `json:"smbios,omitzero"`
+	FwCfg        []FwCfg `json:"fw_cfg,omitempty"`
+	Incoming     bool    `json:"incoming,omitempty"` // start without memory, and wait for it (Attach.Incoming or migrate-incoming)
 }
 
 // CPU is the processor topology. Sockets × Cores CPUs exist at the start; up to MaxSockets × Cores can be added.
@@ -153,16 +153,6 @@ type FwCfg struct {
 	Path string `json:"path"`
 }
 
-// Incoming says where the machine's memory comes from.
-type Incoming string
-
-// The sources of memory.
-const (
-	NoIncoming    Incoming = ""
-	DeferIncoming Incoming = "defer" // wait for migrate-incoming
-	FileIncoming  Incoming = "fd"    // from Attach.Incoming
-)
-
 var (
 	idRE       = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 	uuidRE     = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
@@ -197,8 +187,6 @@ func (s *Spec) Validate() error {
 		return bad("generation_id %q is no UUID", s.GenerationID)
 	case s.Accel != guest.KVM && s.Accel != guest.TCG:
 		return bad("accel %q: use kvm or tcg", s.Accel)
-	case s.Incoming != NoIncoming && s.Incoming != DeferIncoming && s.Incoming != FileIncoming:
-		return bad("incoming %q", s.Incoming)
 	}
 	for _, check := range []func(*guest.Hardware) error{s.validCPU, s.validMemory, s.validBoot, s.validDisks, s.validNICs} {
 		if err := check(hw); err != nil {
@@ -312,7 +300,7 @@ func (s *Spec) validDisks(hw *guest.Hardware) error {
 		}
 		ids[d.ID], places[place] = true, true
 		for _, l := range d.Layers {
-			if nodes[l.ID] || ids[l.ID] {
+			if nodes[l.ID] {
 				return bad("disk %s: layer %s is used twice", d.ID, l.ID)
 			}
 			nodes[l.ID] = true
