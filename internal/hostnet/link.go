@@ -169,3 +169,12 @@ func (n *Net) SetMTU(u *unwind.Stack, name string, mtu int) error {
 	})
 	return nil
 }
+
+// SetTxQueue sets how many packets the kernel holds for a slow reader of a link.
+func (n *Net) SetTxQueue(name string, packets int) error {
+	l, err := n.link(name)
+	if err != nil {
+		return err
+	}
+	return n.errorf("set the queue of", name, n.h.LinkSetTxQLen(l, packets))
+}
