@@ -34,9 +34,9 @@ var layers = []Layer{
 	{Title: "object storage, deduplication, backup", Packages: []string{"internal/blob", "internal/chunkstore", "internal/backup"}},
 	{Title: "upgrade", Packages: []string{"internal/upgrade"}},
 	{Title: "the two roles, which meet in the API alone", Apart: true, Packages: []string{"internal/manager", "internal/host"}},
-	{Title: "surfaces", Packages: []string{"internal/httpapi", "internal/cli", "internal/webui"}},
+	{Title: "surfaces", Packages: []string{"internal/httpapi", "internal/cli", "internal/webui", "web"}},
 	{Title: "the lab", Packages: []string{"internal/lab"}},
-	{Title: "the program, whole-system tests, benchmarks", Packages: []string{"cmd", "test", "bench", "internal/archtest"}},
+	{Title: "the program, whole-system tests, benchmarks", Packages: []string{"cmd", "test", "bench", "bpf", "internal/archtest"}},
 }
 
 // place finds a directory's row and the package of the table that it is under.

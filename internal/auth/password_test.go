@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -142,7 +141,7 @@ func FuzzParsePHC(f *testing.F) {
 			return
 		}
 		if p.memory > maxMemory || p.passes > maxPasses || p.threads > maxThreads || p.phc() != s {
-			t.Error(fmt.Sprintf("accepted %q as %+v", s, p))
+			t.Errorf("accepted %q as %+v", s, p)
 		}
 	})
 }

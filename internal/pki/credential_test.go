@@ -87,7 +87,7 @@ func TestKeepRenewsAtTwoThirdsAndRetries(t *testing.T) {
 		if c.Leaf().Equal(first) || samePublic(c.Leaf().PublicKey, first.PublicKey) {
 			t.Error("the certificate or its key is still the first")
 		}
-		if got := c.Leaf().NotAfter.Sub(time.Now()).Round(time.Hour); got != DefaultLifetime {
+		if got := time.Until(c.Leaf().NotAfter).Round(time.Hour); got != DefaultLifetime {
 			t.Errorf("the new certificate lives %v", got)
 		}
 		if !strings.Contains(log.String(), "manager away") {
