@@ -89,7 +89,8 @@ func start(dir string, t Topology, node, name string, cmd *exec.Cmd) (p Process,
 		return p, fmt.Errorf("start %s on %s: %w", name, node, err)
 	}
 	p = Process{Name: name, Node: node, PID: cmd.Process.Pid}
-	if p.Start, err = startTime(p.PID); err == nil {
+	p.Start, err = startTime(p.PID)
+	if err == nil || errors.Is(err, errGone) { // it is ours to reap, so its pid stays
 		err = record(dir, p)
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -110,7 +111,7 @@ func (p *pipe) hold(w *WAN, b []byte) {
 	p.mu.Lock()
 	txEnd := now
 	if w.Bandwidth > 0 {
-		bits := int64(len(b)-vnetHeader) * 8
+		bits := wireBytes(b) * 8
 		txEnd = max(now, p.txEnd) + time.Duration(float64(bits)/float64(w.Bandwidth)*1e9)
 	}
 	room := smallBuf
@@ -139,6 +140,17 @@ func (p *pipe) hold(w *WAN, b []byte) {
 		default:
 		}
 	}
+}
+
+// wireBytes is the size of the IP packets that b is, or will be cut into; then each
+// but the first repeats the headers. b begins with a virtio_net_hdr in host order.
+func wireBytes(b []byte) int64 {
+	n := int64(len(b) - vnetHeader)
+	gsoType, headers, size := b[1], int64(binary.NativeEndian.Uint16(b[2:])), int64(binary.NativeEndian.Uint16(b[4:]))
+	if gsoType == 0 || size == 0 || headers >= n {
+		return n
+	}
+	return n + ((n-headers+size-1)/size-1)*headers
 }
 
 // write sends what is due until stop.

@@ -27,7 +27,8 @@ type Process struct {
 
 var errGone = errors.New("process is gone")
 
-// startTime reads when a process was started; errGone also for a zombie.
+// startTime reads when a process was started. The error is errGone also for a
+// zombie, then with its start time.
 func startTime(pid int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
@@ -50,10 +51,11 @@ func parseStat(b []byte) (uint64, error) {
 	if len(fields) < 20 {
 		return 0, fmt.Errorf("process status %q: %d fields after the name", b, len(fields))
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
-		return 0, errGone
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err == nil && (fields[0] == "Z" || fields[0] == "X") {
+		err = errGone
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return start, err
 }
 
 func (p Process) alive() bool {

@@ -28,8 +28,9 @@ const (
 	defaultQueue = 100 * time.Millisecond
 	minBandwidth = 8_000
 	// gsoBandwidth is from where on a limited link passes segments uncut: 64 KB
-	// then take 0.25 ms at most.
-	gsoBandwidth = 2_000_000_000
+	// then take 1 ms at most, and packets one by one would not fill it: the
+	// daemon passes some 60,000 of them a second.
+	gsoBandwidth = 500_000_000
 )
 
 // Validate checks the ranges.
