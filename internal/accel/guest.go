@@ -71,8 +71,10 @@ func runGuest(ctx context.Context, o Options, accel, cpu string, deadline time.D
 	cmd.SysProcAttr = o.attr()
 	marks := &limited{max: 64}
 	// A guest that KVM cannot run on is stopped, not ended: do not wait for the
-	// deadline then.
-	stderr := &limited{max: 16 << 10, alarm: []byte("KVM internal error"), ring: cancel}
+	// deadline then, only for the rest of QEMU's report.
+	stderr := &limited{max: 16 << 10, alarm: []byte("KVM internal error"), ring: sync.OnceFunc(func() {
+		time.AfterFunc(100*time.Millisecond, cancel)
+	})}
 	cmd.Stdout, cmd.Stderr = marks, stderr
 	cmd.WaitDelay = time.Second
 
