@@ -40,7 +40,7 @@ func microvmV1() *Hardware {
 		blk = append(blk, Device{Bus: mmio(16 + i)})
 	}
 	h.Adapters = map[Adapter]AdapterRow{
-		VirtioNet: {Driver: "virtio-net-device", Bus: MMIO, Offload: true, Queues: 1, MTU: 65535, Desc: "paravirtual (virtio 1)", Props: Props{}, Places: nic},
+		VirtioNet: {Driver: "virtio-net-device", Bus: MMIO, Link: true, Offload: true, Queues: 1, MTU: 65535, Desc: "paravirtual (virtio 1)", Props: Props{}, Places: nic},
 	}
 	h.Disks = map[DiskBus]DiskRow{
 		VirtioBlk: {Driver: "virtio-blk-device", Bus: MMIO, Slots: 8, Props: Props{{"num-queues", 1}}, Places: blk},

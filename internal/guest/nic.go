@@ -38,6 +38,7 @@ type AdapterRow struct {
 	Bus     BusKind  `json:"bus"`
 	Hotplug bool     `json:"hotplug"`
 	Offload bool     `json:"offload"`     // the model understands the virtio-net header on its TAP (IFF_VNET_HDR)
+	Link    bool     `json:"link"`        // the guest notices when its cable is unplugged while running
 	Queues  int      `json:"queues"`      // most queue pairs that Drover gives it
 	MTU     int      `json:"max_mtu"`     // largest MTU that the model passes
 	Desc    string   `json:"description"` // for people

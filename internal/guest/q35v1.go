@@ -71,17 +71,17 @@ func q35v1() *Hardware {
 	}
 
 	virtio := Props{{"disable-legacy", "on"}}
-	h.Adapters[VirtioNet] = AdapterRow{Driver: "virtio-net-pci", Bus: PCIe, Hotplug: true, Offload: true, Queues: 8, MTU: 65535,
+	h.Adapters[VirtioNet] = AdapterRow{Driver: "virtio-net-pci", Bus: PCIe, Hotplug: true, Link: true, Offload: true, Queues: 8, MTU: 65535,
 		Desc: "paravirtual (virtio 1)", Props: virtio.With("romfile", ""), Places: pcie}
-	h.Adapters[VMXNET3] = AdapterRow{Driver: "vmxnet3", Bus: PCIe, Hotplug: true, Offload: true, Queues: 1, MTU: 9000,
+	h.Adapters[VMXNET3] = AdapterRow{Driver: "vmxnet3", Bus: PCIe, Hotplug: true, Link: true, Offload: true, Queues: 1, MTU: 9000,
 		Desc: "VMware paravirtual", Props: Props{{"romfile", ""}}, Places: pcie}
-	h.Adapters[E1000E] = AdapterRow{Driver: "e1000e", Bus: PCIe, Hotplug: true, Offload: true, Queues: 1, MTU: 9000,
+	h.Adapters[E1000E] = AdapterRow{Driver: "e1000e", Bus: PCIe, Hotplug: true, Link: true, Offload: true, Queues: 1, MTU: 9000,
 		Desc: "Intel 82574L Gigabit", Props: Props{{"romfile", ""}}, Places: pcie}
-	h.Adapters[E1000] = AdapterRow{Driver: "e1000-82545em", Bus: PCI, Hotplug: true, Queues: 1, MTU: 16110,
+	h.Adapters[E1000] = AdapterRow{Driver: "e1000-82545em", Bus: PCI, Hotplug: true, Link: true, Queues: 1, MTU: 16110,
 		Desc: "Intel 82545EM Gigabit", Props: Props{{"romfile", ""}}, Places: pci}
 	h.Adapters[PCNet] = AdapterRow{Driver: "pcnet", Bus: PCI, Hotplug: true, Queues: 1, MTU: 1500,
 		Desc: "AMD PCnet-PCI II, 10 Mbit/s", Props: Props{{"romfile", ""}}, Places: pci}
-	h.Adapters[RTL8139] = AdapterRow{Driver: "rtl8139", Bus: PCI, Hotplug: true, Queues: 1, MTU: 1500,
+	h.Adapters[RTL8139] = AdapterRow{Driver: "rtl8139", Bus: PCI, Hotplug: true, Link: true, Queues: 1, MTU: 1500,
 		Desc: "Realtek RTL8139C+, 100 Mbit/s", Props: Props{{"romfile", ""}}, Places: pci}
 
 	h.Disks[VirtioBlk] = DiskRow{Driver: "virtio-blk-pci", Bus: PCIe, Hotplug: true, Slots: 8, Props: virtio.With("num-queues", 1), Places: blk}

@@ -161,9 +161,11 @@ func makeRAM(path string, mib int64, uid, gid uint32) error {
 func removeMemory(s *Spec) {
 	os.Remove(s.Memory.Path)
 	for _, d := range s.Memory.DIMMs {
-		os.Remove(dimmPath(s.Memory.Path, d.Slot))
+		removeDIMM(s.Memory.Path, d.Slot)
 	}
 }
+
+func removeDIMM(ram string, slot int) { os.Remove(dimmPath(ram, slot)) }
 
 // removeRuntime deletes what Start made in the machine's directory, but for the log.
 func removeRuntime(dir string) {

@@ -111,7 +111,7 @@ func boot(t *testing.T, p *Process) *shell {
 	if err := p.QMP().Cont(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	s := &shell{conn: p.Serial(), in: bufio.NewReader(p.Serial())}
+	s := &shell{conn: p.Serial(), in: newReader(p.Serial())}
 	s.until(t, "@ready")
 	return s
 }
@@ -156,3 +156,5 @@ func (s *shell) run(t *testing.T, cmd string) string {
 	}
 	return strings.TrimSpace(out)
 }
+
+func newReader(c net.Conn) *bufio.Reader { return bufio.NewReader(c) }

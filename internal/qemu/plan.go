@@ -96,16 +96,13 @@ func (p *planner) file(key, path string) string {
 	return "/proc/self/fd/" + strconv.Itoa(p.fd(FD{Source: FromFile, Key: key, Path: path}))
 }
 
-// set passes an image file as a descriptor set and returns the name it can be opened by. A writable file comes with a
-// descriptor for each mode, as QEMU changes between them when layers merge.
+// set passes an image file as a descriptor set and returns the name it can be opened by. There is one descriptor, for
+// writing unless nothing ever writes the file: with a second one for reading, QEMU 7.2 changes between them and then
+// meets its own image lock, which lives as long as any descriptor of that opening does.
 func (p *planner) set(key, path string, write bool) string {
 	n := p.sets
 	p.sets++
-	arg := func(f FD) { p.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", p.fd(f), n)) }
-	arg(FD{Source: FromLayer, Key: key, Path: path})
-	if write {
-		arg(FD{Source: FromLayer, Key: key, Path: path, Write: true})
-	}
+	p.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", p.fd(FD{Source: FromLayer, Key: key, Path: path, Write: write}), n))
 	return fmt.Sprintf("/dev/fdset/%d", n)
 }
 

@@ -8,14 +8,14 @@ import (
 	"drover/internal/guest"
 )
 
-// fileNode is the protocol node under a layer. QEMU opens it read-only as long as nothing above writes, and opens it
-// again by itself when that changes, as in a merge.
+// fileNode is the protocol node under a layer. It can be written, also below the active layer, so that layers can be
+// merged; what keeps a frozen layer from being written is the format node above it.
 func fileNode(node, name string, c Cache, readOnly bool) guest.Props {
 	out := guest.Props{{Key: "driver", Value: "file"}, {Key: "node-name", Value: node}, {Key: "filename", Value: name}}
 	if readOnly {
 		out = out.With("read-only", true)
 	} else {
-		out = out.With("auto-read-only", true).With("discard", "unmap")
+		out = out.With("discard", "unmap")
 	}
 	return append(out, cacheProps(c)...)
 }
