@@ -25,9 +25,10 @@ var ErrBadBackup = errors.New("not a valid backup of the state")
 
 // BackupInfo describes a backup.
 type BackupInfo struct {
-	Created     time.Time `json:"created"`
-	Revision    int64     `json:"revision"`
-	EtcdVersion string    `json:"etcd_version"`
+	Created time.Time `json:"created"`
+	// Revision up to which everything is in the backup.
+	Revision    int64  `json:"revision"`
+	EtcdVersion string `json:"etcd_version"`
 	// Size of the etcd snapshot in bytes; known after verification.
 	Size int64 `json:"-"`
 }
@@ -43,12 +44,17 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time) (BackupI
 }
 
 func (s *Store) backup(ctx context.Context, w io.Writer, info *BackupInfo) error {
+	// The snapshot of a server in this process does not say its revision; it has at least what is there now.
+	rev, err := s.Revision(ctx)
+	if err != nil {
+		return err
+	}
 	snap, err := s.client.SnapshotWithVersion(ctx)
 	if err != nil {
 		return translate(ctx, err)
 	}
 	defer snap.Snapshot.Close()
-	info.Revision, info.EtcdVersion = snap.Header.GetRevision(), snap.Version
+	info.Revision, info.EtcdVersion = max(rev, snap.Header.GetRevision()), snap.Version
 	header, err := json.Marshal(info)
 	if err != nil {
 		return err

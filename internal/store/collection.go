@@ -138,8 +138,6 @@ func (c *Collection[T]) Delete(ctx context.Context, name string, rev int64) (int
 // nothing. The name must not be changed. It returns the object as stored.
 func (c *Collection[T]) Mutate(ctx context.Context, name string, change func(T) error) (T, error) {
 	var zero T
-	ctx, cancel := c.store.bound(ctx)
-	defer cancel()
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		m, err := c.Get(ctx, name)
 		if err != nil {

@@ -17,7 +17,8 @@ type Options struct {
 	Endpoints []string
 	// TLS authenticates both sides to an external cluster; required for https endpoints.
 	TLS *tls.Config
-	// RequestTimeout bounds every request whose context has no deadline; 0 means 10 s.
+	// RequestTimeout bounds each single read or write; 0 means 5 s. A write that was under way when the cluster's
+	// leader died is only given up by it.
 	RequestTimeout time.Duration
 	// QuotaBytes bounds the embedded server's database; 0 means 2 GiB.
 	QuotaBytes int64
@@ -45,7 +46,7 @@ func (o *Options) Validate() error {
 		}
 	}
 	if o.RequestTimeout == 0 {
-		o.RequestTimeout = 10 * time.Second
+		o.RequestTimeout = 5 * time.Second
 	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 2 << 30

@@ -84,11 +84,8 @@ func (s *Store) Done() <-chan struct{} {
 	return s.embedded.server.Server.StopNotify()
 }
 
-// bound gives ctx the request timeout if it has no deadline.
+// bound gives one request the request timeout, or what the caller has left if that is less.
 func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if _, ok := ctx.Deadline(); ok {
-		return ctx, func() {}
-	}
 	return context.WithTimeout(ctx, s.timeout)
 }
 
@@ -105,8 +102,6 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 
 // Compact drops history before rev; a watcher that resumes from before it gets Reset.
 func (s *Store) Compact(ctx context.Context, rev int64) error {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
 	if _, err := s.client.Compact(ctx, rev, clientv3.WithCompactPhysical()); err != nil && !errors.Is(translate(ctx, err), ErrCompacted) {
 		return fmt.Errorf("compact the state store to revision %d: %w", rev, translate(ctx, err))
 	}

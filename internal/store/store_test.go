@@ -303,6 +303,7 @@ func TestReclaimShrinksAndKeepsState(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.embedded.server.Server.Backend().ForceCommit()
 	before := s.embedded.server.Server.Backend().Size()
 	if err := s.Reclaim(ctx); err != nil {
 		t.Fatal(err)
