@@ -133,7 +133,7 @@ func (out outcome) explain(accel string) (kind, reason string) {
 	name := strings.ToUpper(accel)
 	switch {
 	case strings.Contains(said, "Permission denied"):
-		return FailDenied, fmt.Sprintf("%s is there but may not be opened: %s", name, said)
+		return FailDenied, fmt.Sprintf("%s is there but QEMU's user may not open it, let its group read and write /dev/kvm: %s", name, said)
 	case strings.Contains(out.milestones, "F"):
 		return FailWrong, fmt.Sprintf("an ordinary guest runs under %s but computes wrong %s", name, where)
 	case said != "":

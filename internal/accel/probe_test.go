@@ -43,7 +43,7 @@ func TestProbe(t *testing.T) {
 func testProbe(t *testing.T, cpu string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*generous)
 	defer cancel()
-	r, err := Probe(ctx, Options{Deadline: 10 * time.Second, CPU: cpu})
+	r, err := Probe(ctx, Options{CPU: cpu})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +94,29 @@ func TestProbeWithoutDevice(t *testing.T) {
 	}
 }
 
+// TestProbeUnprivileged: the verdict is for the identity given, and all that the
+// guest needs is reachable for it.
+func TestProbeUnprivileged(t *testing.T) {
+	st, err := os.Stat("/dev/kvm")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	r, err := Probe(t.Context(), Options{Deadline: generous, Credential: &syscall.Credential{Uid: 65432, Gid: 65432}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %s", r.Accel, r.Reason)
+	want := FailAbsent
+	if st != nil {
+		if want = FailDenied; st.Mode().Perm()&0o006 == 0o006 {
+			want = r.Failure // open to all: as TestProbe
+		}
+	}
+	if r.Failure != want || (r.Accel == KVM) != (r.Failure == "") {
+		t.Fatalf("%+v", r)
+	}
+}
+
 // fakeQEMU writes a shell script that takes QEMU's place.
 func fakeQEMU(t *testing.T, script string) string {
 	t.Helper()
@@ -115,7 +138,7 @@ func TestFailures(t *testing.T) {
 		"child keeps the pipe":  {`sleep 1000 & exec sleep 1000`, FailHang, "hung", 200 * time.Millisecond},
 		"KVM stops the guest":   {`printf RTPLX; echo "KVM internal error. Suberror: 1" >&2; echo "emulation failure" >&2; exec sleep 1000`, FailError, "exception", generous},
 		"QEMU aborts":           {`echo "qemu: warning: x" >&2; echo "qemu: error: failed to set MSR 0x10a to 0x69" >&2; kill -6 $$`, FailError, "MSR 0x10a", generous},
-		"denied":                {`echo "Could not access KVM kernel module: Permission denied" >&2; exit 1`, FailDenied, "may not be opened", generous},
+		"denied":                {`echo "Could not access KVM kernel module: Permission denied" >&2; exit 1`, FailDenied, "may not open it", generous},
 		"triple fault":          {`echo b >&4; printf RT; exit 0`, FailError, "timer", generous},
 		"wrong result":          {`printf RTPLF; exit 35`, FailWrong, "wrong after the switch to long mode", generous},
 		"right status, no work": {`exit 33`, FailError, "before the BIOS", generous},
