@@ -20,7 +20,7 @@ type Layer struct {
 var layers = []Layer{
 	{Title: "the API", Packages: []string{"api"}},
 	{Title: "leaves: time, files, undo; tables of guests and hardware", Packages: []string{
-		"internal/clock", "internal/vfs", "internal/unwind", "internal/guest"}},
+		"internal/clock", "internal/vfs", "internal/unwind", "internal/guest", "internal/kernelimage"}},
 	{Title: "the vocabulary", Packages: []string{"internal/resource", "internal/query", "internal/rpc"}},
 	{Title: "state, history, people, certificates", Packages: []string{
 		"internal/store", "internal/task", "internal/history", "internal/auth", "internal/pki"}},

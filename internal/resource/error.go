@@ -79,6 +79,9 @@ type Faults struct {
 	list       []*Error
 }
 
+// FaultsOf begins a collection for one object.
+func FaultsOf(kind Kind, name string) *Faults { return &Faults{kind: kind, name: name} }
+
 // Add notes a fault of a field.
 func (f *Faults) Add(field, reason, format string, args ...any) {
 	f.list = append(f.list, &Error{Code: Invalid, Kind: f.kind, Name: f.name, Field: field, Reason: reason, Message: fmt.Sprintf(format, args...)})

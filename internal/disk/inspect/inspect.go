@@ -22,6 +22,8 @@ const (
 	XZ    Format = "xz"
 	Gzip  Format = "gz"
 	Zstd  Format = "zst"
+	// Kernel is a kernel image (docs/formats/kernel-image.md), which qemu-img does not know.
+	Kernel Format = "kernel"
 )
 
 // Compressed says whether the format is a wrapper around another image.
@@ -109,9 +111,9 @@ func Inspect(r io.ReaderAt, size int64, opt Options) (Info, error) {
 		info, err = iso(file)
 	case Raw:
 		info, err = raw(file)
-	case XZ, Gzip, Zstd:
+	case XZ, Gzip, Zstd, Kernel:
 	default:
-		return Info{}, refuse(f, "the format isn't known; known are qcow2, raw, vmdk, vhdx, vpc, ova, iso, xz, gz, zst")
+		return Info{}, refuse(f, "the format isn't known; known are qcow2, raw, vmdk, vhdx, vpc, ova, iso, xz, gz, zst, kernel")
 	}
 	if err != nil {
 		return Info{}, err
@@ -152,6 +154,9 @@ func Detect(r io.ReaderAt, size int64) (Format, error) {
 	case bytes.HasPrefix(head, []byte("COWD")):
 		return "", refuse(VMDK, "the old ESX sparse format isn't supported; export as streamOptimized")
 	case len(head) >= 262 && bytes.Equal(head[257:262], []byte("ustar")):
+		if bytes.HasPrefix(head, []byte("image.json\x00")) {
+			return Kernel, nil
+		}
 		return OVA, nil
 	case bytes.Equal(f.upTo(32769, 5), isoMagic):
 		return ISO, nil

@@ -16,6 +16,7 @@ import (
 
 	"drover/internal/disk/inspect"
 	"drover/internal/disk/sandbox"
+	"drover/internal/kernelimage"
 )
 
 // take unpacks, inspects, converts and files the source.
@@ -66,10 +67,16 @@ func (l *Library) take(ctx context.Context, r *Request, src *os.File) (Result, e
 	defer os.Remove(out.Name())
 	defer out.Close()
 	kind := "qcow2"
-	if info.Format == inspect.ISO {
+	switch info.Format {
+	case inspect.ISO:
 		kind = "iso"
-		err = l.copyISO(ctx, r, src, out)
-	} else {
+		err = l.copyAsIs(ctx, r, src, out)
+	case inspect.Kernel:
+		kind = "kernel"
+		if err = l.checkKernel(ctx, src); err == nil {
+			err = l.copyAsIs(ctx, r, src, out)
+		}
+	default:
 		err = l.convert(ctx, r, src, out, node, info)
 	}
 	if err != nil {
@@ -209,7 +216,8 @@ func zero(b []byte) bool {
 	return true
 }
 
-func (l *Library) copyISO(ctx context.Context, r *Request, src, out *os.File) error {
+// copyAsIs takes over what needs no conversion.
+func (l *Library) copyAsIs(ctx context.Context, r *Request, src, out *os.File) error {
 	st, err := src.Stat()
 	if err != nil {
 		return err
@@ -217,6 +225,26 @@ func (l *Library) copyISO(ctx context.Context, r *Request, src, out *os.File) er
 	in := &watched{ctx: ctx, r: io.NewSectionReader(src, 0, st.Size()), note: func(n int64) { r.Progress(Convert, n, st.Size()) }}
 	_, err = copySparse(out, in, l.tooBig)
 	return err
+}
+
+// checkKernel reads a kernel image to its end, as its hosts will.
+func (l *Library) checkKernel(ctx context.Context, src *os.File) error {
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(filepath.Join(l.dir, "tmp"), "kernel-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if _, err := kernelimage.Extract(ctx, io.NewSectionReader(src, 0, st.Size()), dir); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return &inspect.Refusal{Format: inspect.Kernel, Reason: err.Error()}
+	}
+	return nil
 }
 
 // convert makes a plain qcow2 of the image: whole, 64 KiB clusters, not compressed.

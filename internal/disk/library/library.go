@@ -137,9 +137,9 @@ func (l *Library) sweep(now time.Time) error {
 	return nil
 }
 
-var fileName = regexp.MustCompile(`^[0-9a-f]{64}\.(qcow2|iso)$`)
+var fileName = regexp.MustCompile(`^[0-9a-f]{64}\.(qcow2|iso|kernel)$`)
 
-// File opens a finished image by its file name ("SHA256.qcow2", "SHA256.iso"), for reading.
+// File opens a finished image by its file name ("SHA256.qcow2", "SHA256.iso", "SHA256.kernel"), for reading.
 func (l *Library) File(name string) (*os.File, error) {
 	if !fileName.MatchString(name) {
 		return nil, fmt.Errorf("image %.100q: not an image file name: %w", name, ErrNotFound)

@@ -1,0 +1,28 @@
+// Package manager is the role that knows the whole installation: it keeps the resources, decides, and tells hosts.
+//
+// # Purpose
+//
+// The domain behind the API: what may be created, changed and deleted, where VMs are placed, which host owns them,
+// long operations, history, people, and the conversation with the hosts.
+//
+// # Main types
+//
+// Manager is the role, made by Open from Config and run by Run. Registry is one kind of resource: read from a
+// copy in memory, written by compare-and-swap. Nodes are the connections to hosts.
+//
+// # Invariants
+//
+// status.owner and status.epoch of a VM never change but together and by compare-and-swap. A report of a host about a VM that
+// it doesn't own in the present epoch never changes anything. A VM's record never goes before its owner has said that nothing
+// of it is left, or the host was given up by force. No two NICs ever have the same MAC address. A secret never leaves by a
+// Get, List or Watch. Nothing is told to a user as done before it is in the store.
+//
+// # Lock order
+//
+// admission (held over "look at what is used, then give it away") is taken before any lock of a cache. hub.mu and nodes.mu are
+// leaves.
+//
+// # Not here
+//
+// Wire formats, log-in and permissions of calls (httpapi). What a host does with what it is told (host).
+package manager

@@ -1,0 +1,248 @@
+package manager
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "drover/api/drover/v1"
+	"drover/internal/auth"
+	"drover/internal/pki"
+	"drover/internal/resource"
+	"drover/internal/store"
+)
+
+// heartbeats remembers when each host was last heard. It is not stored: it changes all the time, and a manager that
+// was away gives every host a fresh delay.
+type heartbeats struct {
+	mu sync.Mutex
+	at map[string]time.Time
+}
+
+func newHeartbeats() *heartbeats { return &heartbeats{at: map[string]time.Time{}} }
+
+func (h *heartbeats) note(host string, at time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.at[host] = at
+}
+
+func (h *heartbeats) forget(host string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.at, host)
+}
+
+func (h *heartbeats) last(host string) (time.Time, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t, ok := h.at[host]
+	return t, ok
+}
+
+// watchHosts calls hosts unreachable that have been silent for too long.
+func (m *Manager) watchHosts(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.cfg.Clock.After(m.cfg.HostTimeout / 5):
+		}
+		hosts, _ := m.Hosts.cache.List()
+		for _, h := range hosts {
+			last, ok := m.heard.last(h.Meta.Name)
+			if !ok {
+				last = m.start
+			}
+			if h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_READY || m.cfg.Clock.Now().Sub(last) < m.cfg.HostTimeout {
+				continue
+			}
+			_, err := m.Hosts.mutate(ctx, h.Meta.Name, func(h *v1.Host) error {
+				h.Status.Phase = v1.HostPhase_HOST_PHASE_UNREACHABLE
+				return nil
+			})
+			if err != nil && ctx.Err() == nil {
+				m.log.Error("manager: mark host unreachable", "host", h.Meta.Name, "err", err)
+				continue
+			}
+			m.event(v1.Severity_SEVERITY_ERROR, resource.KindHost, h.Meta.Name, "HOST_UNREACHABLE", "no word from it for "+m.cfg.HostTimeout.String()+"; its VMs may well run on")
+		}
+	}
+}
+
+// CreateJoinToken makes a token that lets one machine in as a host.
+func (m *Manager) CreateJoinToken(ctx context.Context, req *v1.CreateJoinTokenRequest) (*v1.JoinToken, error) {
+	f := resource.FaultsOf("join token", "")
+	if req.Site == "" {
+		f.Add("site", "SITE_MISSING", "a host is in a site; name one, or make one: drover site create NAME")
+	} else if _, ok := m.Sites.cache.Get(req.Site); !ok {
+		f.Add("site", "REFERENCE_UNKNOWN", "there is no site named %q; make it: drover site create %s", req.Site, req.Site)
+	}
+	if req.Host != "" && !resource.ValidName(req.Host) {
+		f.Add("host", "NAME_INVALID", "%q must have 1 to 63 characters of a-z, 0-9 and '-'", req.Host)
+	}
+	if _, ok := m.Hosts.cache.Get(req.Host); ok {
+		f.Add("host", "NAME_TAKEN", "there is a host named %q already", req.Host)
+	}
+	if d := req.Lifetime.AsDuration(); d < 0 || d > 7*24*time.Hour {
+		f.Add("lifetime", "OUT_OF_RANGE", "%v; must be more than 0 and at most 168h", d)
+	}
+	if err := f.Err(); err != nil {
+		return nil, err
+	}
+	by, _ := auth.FromContext(ctx)
+	t, rec, err := m.joins.Create(ctx, pki.JoinOptions{Addresses: m.addresses(), Lifetime: req.Lifetime.AsDuration(), CreatedBy: by.String(), Site: req.Site, Name: req.Host})
+	if err != nil {
+		return nil, err
+	}
+	return &v1.JoinToken{Token: t.Text(), ExpireTime: stamp(rec.Expires)}, nil
+}
+
+// addresses are where hosts reach the manager, "address:port".
+func (m *Manager) addresses() []string {
+	host, port, _ := net.SplitHostPort(m.cfg.Listen)
+	var list []string
+	for _, a := range m.names() {
+		list = append(list, net.JoinHostPort(a, port))
+	}
+	if len(list) == 0 && host != "" {
+		list = append(list, m.cfg.Listen)
+	}
+	return list
+}
+
+// Enroll lets a machine with a join token in as a host.
+func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.EnrollResponse, error) {
+	refuse := func(err error) error {
+		return &resource.Error{Code: resource.Denied, Kind: resource.KindHost, Name: req.Hostname, Reason: "JOIN_REFUSED", Message: err.Error(), Err: err}
+	}
+	key, err := pki.RequestKey(req.Csr)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	rec, err := m.joins.Redeem(ctx, req.Token, key, hostname(req.Hostname), resource.NewUID())
+	if err != nil {
+		return nil, refuse(err)
+	}
+	claim := rec.Claim
+	id := pki.Identity{Role: pki.RoleHost, Name: claim.Name, UID: claim.UID}
+	now := stamp(m.cfg.Clock.Now())
+	h := &v1.Host{
+		Meta:   &v1.Meta{Name: claim.Name, Uid: claim.UID, Generation: 1, CreateTime: now, UpdateTime: now},
+		Spec:   &v1.HostSpec{Site: rec.Site},
+		Status: &v1.HostStatus{Phase: v1.HostPhase_HOST_PHASE_JOINING, Address: req.Address},
+	}
+	err = m.Hosts.coll.Create(ctx, h)
+	if errors.Is(err, store.ErrExists) {
+		// The answer to an earlier try may have been lost: the same key gets the same claim.
+		have, gerr := m.Hosts.coll.Get(ctx, claim.Name)
+		if gerr != nil || have.Meta.Uid != claim.UID {
+			return nil, refuse(fmt.Errorf("there is another host named %q; choose another name with --name", claim.Name))
+		}
+	} else if err != nil {
+		return nil, m.Hosts.translate(err, claim.Name)
+	}
+	chain, err := m.ca.Issue(key, pki.Grant{Identity: id})
+	if err != nil {
+		return nil, refuse(err)
+	}
+	m.event(v1.Severity_SEVERITY_INFO, resource.KindHost, claim.Name, "HOST_JOINED", "in site "+rec.Site)
+	return &v1.EnrollResponse{Certificate: pki.EncodeCertificates(chain...), Ca: m.ca.Trust().PEM(), Host: claim.Name, HostUid: claim.UID, Site: rec.Site}, nil
+}
+
+// hostname is a machine's own name made fit for a host.
+func hostname(s string) string {
+	s, _, _ = strings.Cut(strings.ToLower(s), ".")
+	s = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' {
+			return r
+		}
+		return '-'
+	}, s)
+	return strings.Trim(s[:min(len(s), 63)], "-")
+}
+
+// Renew gives a host a fresh certificate for the identity that it has.
+func (m *Manager) Renew(host *v1.Host, csr []byte) (*v1.RenewResponse, error) {
+	key, err := pki.RequestKey(csr)
+	var chain []*x509.Certificate
+	if err == nil {
+		chain, err = m.ca.Issue(key, pki.Grant{Identity: pki.Identity{Role: pki.RoleHost, Name: host.Meta.Name, UID: host.Meta.Uid}})
+	}
+	if err != nil {
+		return nil, &resource.Error{Code: resource.Invalid, Kind: resource.KindHost, Name: host.Meta.Name, Field: "csr", Reason: "CSR_INVALID", Message: err.Error()}
+	}
+	return &v1.RenewResponse{Certificate: pki.EncodeCertificates(chain...), Ca: m.ca.Trust().PEM()}, nil
+}
+
+// HostOf is the host that an identity belongs to now. One that was removed is nobody.
+func (m *Manager) HostOf(name, uid string) (*v1.Host, error) {
+	h, ok := m.Hosts.cache.Get(name)
+	if !ok || h.Meta.Uid != uid || h.Meta.DeleteTime != nil {
+		return nil, &resource.Error{Code: resource.Denied, Kind: resource.KindHost, Name: name, Reason: "HOST_REMOVED", Message: "is not a host of this installation any more", Remedy: "let it join anew with a token: drover host token"}
+	}
+	return h, nil
+}
+
+// Admit is for TLS: whether a peer with a certificate may come in.
+func (m *Manager) Admit(id pki.Identity) error {
+	if id.Role != pki.RoleHost {
+		return nil
+	}
+	_, err := m.HostOf(id.Name, id.UID)
+	return err
+}
+
+// DeleteHost forgets a host. With force its VMs lose their owner: they can only be deleted then.
+func (m *Manager) DeleteHost(ctx context.Context, name string, revision int64, force bool) (*v1.Host, error) {
+	m.admission.Lock()
+	defer m.admission.Unlock()
+	h, err := m.Hosts.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := atRevision(resource.KindHost, h.Meta, revision); err != nil {
+		return nil, err
+	}
+	var orphans []*v1.VM
+	vms, _ := m.VMs.cache.List()
+	for _, vm := range vms {
+		if vm.GetStatus().GetOwner() == name {
+			orphans = append(orphans, vm)
+		}
+	}
+	if len(orphans) > 0 && !force {
+		return nil, &resource.Error{Code: resource.Precondition, Kind: resource.KindHost, Name: name, Reason: "HAS_VMS", Message: fmt.Sprintf("holds %d VMs", len(orphans)), Remedy: "delete them first; or, if the machine is gone for good, delete it with --force and lose them"}
+	}
+	seen := m.Hosts.seen(h)
+	if err := m.Hosts.remove(ctx, name, h.Meta.Revision); err != nil {
+		return nil, err
+	}
+	for _, vm := range orphans {
+		_, err := m.VMs.mutate(ctx, vm.Meta.Name, func(vm *v1.VM) error {
+			vm.Status.Owner, vm.Status.Epoch = "", vm.Status.Epoch+1
+			vm.Status.Phase, vm.Status.Message = v1.VMPhase_VM_PHASE_FAILED, "host "+name+", which held it and its disks, was removed"
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	stores, _ := m.Datastores.cache.List()
+	for _, d := range stores {
+		if d.Spec.Host == name {
+			if err := m.Datastores.remove(ctx, d.Meta.Name, d.Meta.Revision); err != nil {
+				return nil, err
+			}
+		}
+	}
+	m.heard.forget(name)
+	m.nodes.forget(name)
+	m.event(v1.Severity_SEVERITY_WARNING, resource.KindHost, name, "HOST_REMOVED", fmt.Sprintf("with %d VMs", len(orphans)))
+	return seen, nil
+}
