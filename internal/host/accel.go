@@ -1,0 +1,53 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"syscall"
+
+	"drover/internal/accel"
+	"drover/internal/guest"
+)
+
+const accelFile = "accel.json"
+
+// accelerator is what runs guests here.
+type accelerator struct {
+	name     guest.Accel
+	reason   string
+	version  string // of QEMU
+	machines []string
+}
+
+// probe finds the accelerator, or reads what was found earlier in this boot with this QEMU.
+func (a *agent) probe(ctx context.Context) error {
+	path := filepath.Join(a.cfg.StateDir, accelFile)
+	version, err := accel.Version(ctx, a.cfg.QEMU)
+	if err != nil {
+		return fmt.Errorf("%w (Debian: apt install qemu-system-x86)", err)
+	}
+	r := new(accel.Result)
+	if err := readJSON(path, r); err != nil || !r.Current(a.boot, version) {
+		if r, err = accel.Probe(ctx, accel.Options{
+			Binary: a.cfg.QEMU, Log: a.log, Credential: &syscall.Credential{Uid: userBase - 1, Gid: userBase - 1, Groups: kvmGroup()},
+		}); err != nil {
+			return err
+		}
+		if err := writeJSON(path, r); err != nil {
+			return err
+		}
+	}
+	a.accel = accelerator{name: guest.Accel(r.Accel), reason: r.Reason, version: r.QEMUVersion, machines: r.Machines}
+	a.log.Info("accelerator", "name", r.Accel, "reason", r.Reason)
+	return nil
+}
+
+// kvmGroup is the group that may open /dev/kvm, as QEMU gets it.
+func kvmGroup() []uint32 {
+	var st syscall.Stat_t
+	if syscall.Stat("/dev/kvm", &st) != nil || st.Gid == 0 {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
