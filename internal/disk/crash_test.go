@@ -11,13 +11,19 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // operations are done by a process that is killed at each of its steps. The datastore has VM a: blocks 1..4 = 11..14,
 // snapshots s1 (11) and s2 (11 12), on a blank disk, and VM c, a linked clone of s1 with block 5 = 15.
 var operations = map[string]func(ctx context.Context, s *Store) error{
-	"create":       func(ctx context.Context, s *Store) error { return s.CreateDisk(ctx, "new", "root", Spec{Size: 8 * block}) },
-	"second disk":  func(ctx context.Context, s *Store) error { return s.CreateDisk(ctx, "a", "data", Spec{Size: 8 * block}) },
+	"create": func(ctx context.Context, s *Store) error {
+		return s.CreateDisk(ctx, "new", "root", Spec{Size: 8 * block})
+	},
+	"second disk": func(ctx context.Context, s *Store) error {
+		return s.CreateDisk(ctx, "a", "data", Spec{Size: 8 * block})
+	},
 	"snapshot":     func(ctx context.Context, s *Store) error { return s.Snapshot(ctx, "a", "s3") },
 	"revert":       func(ctx context.Context, s *Store) error { return s.Revert(ctx, "a", "s1") },
 	"grow":         func(ctx context.Context, s *Store) error { return s.Grow(ctx, "a", "root", 12*block) },
@@ -153,6 +159,16 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 }
 
+// watchFile has something to read when the file is written to.
+func watchFile(t *testing.T, path string) *os.File {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	must(t, err)
+	_, err = unix.InotifyAddWatch(fd, path, unix.IN_MODIFY)
+	must(t, err)
+	return os.NewFile(uintptr(fd), "inotify")
+}
+
 // TestCancelDuringMerge ends qemu-img in the middle of a commit of many blocks, at different moments.
 func TestCancelDuringMerge(t *testing.T) {
 	s := openStore(t, t.TempDir())
@@ -172,11 +188,6 @@ func TestCancelDuringMerge(t *testing.T) {
 	}
 	layer, err := s.Chain("a", "root")
 	must(t, err)
-	size := func() int64 {
-		st, err := os.Stat(filepath.Join(s.root.Name(), layer[1].File))
-		must(t, err)
-		return st.Size()
-	}
 	cancelled := 0
 	for range 20 {
 		todo, err := s.Merges("a", false)
@@ -185,21 +196,17 @@ func TestCancelDuringMerge(t *testing.T) {
 			break
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		start := size()
+		written := make(chan struct{})
+		watch := watchFile(t, filepath.Join(s.root.Name(), layer[1].File))
+		go func() { watch.Read(make([]byte, 4096)); close(written) }()
 		done := make(chan error, 1)
-		go func() { done <- s.MergeOffline(ctx, todo[0]) }()
-		// The event to wait for is that the base grows: the commit is then under way.
-		for err = nil; ctx.Err() == nil; {
-			select {
-			case err = <-done:
-				done <- err
-				cancel()
-			default:
-				if st, serr := os.Stat(filepath.Join(s.root.Name(), layer[1].File)); serr == nil && st.Size() > start {
-					cancel()
-				}
-			}
-		}
+		go func() {
+			done <- s.MergeOffline(ctx, todo[0])
+			watch.Close()
+		}()
+		// The first write to the base is the event: the commit is then under way. If there is none, the merge ends.
+		<-written
+		cancel()
 		if err := <-done; err != nil {
 			cancelled++
 		}
