@@ -344,6 +344,22 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+func TestLinkThatWasMadeButNotMarked(t *testing.T) {
+	n := testNet(t, "half")
+	b := Bridge{Name: Name("db", "net-1"), Mark: Mark{"network", "net-1"}}
+	must(t, n.Run(exec.Command("ip", "link", "add", b.Name, "type", "bridge")))
+	other := b
+	other.Mark.ID = "net-2"
+	if err := n.EnsureBridge(nil, other); !errors.Is(err, ErrForeign) {
+		t.Errorf("a link that another id's name was made for: %v, want ErrForeign", err)
+	}
+	must(t, n.EnsureBridge(nil, b))
+	if l, err := n.Link(b.Name); err != nil || l.Mark != b.Mark {
+		t.Errorf("link is %+v, %v; want it marked", l, err)
+	}
+	must(t, n.Delete(b.Name, b.Mark))
+}
+
 func TestSysctlRefusesTheMachine(t *testing.T) {
 	n := testNet(t, "sysctl")
 	must(t, n.SetSysctl("ipv4.ip_forward", "1"))

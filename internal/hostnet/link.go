@@ -38,10 +38,16 @@ func (n *Net) errorf(op, link string, err error) error {
 	return fmt.Errorf("%s link %s: %w", op, link, err)
 }
 
-// claim is called on a link of ours that was found: it checks kind and mark.
+// claim is called on a link that was found where one of ours is wanted: it checks
+// kind and mark. A link cannot be made and marked in one step; one that we were
+// killed in between is known by its derived name, is still down, and is marked now.
 func (n *Net) claim(l netlink.Link, kind string, m Mark) error {
-	if l.Type() == kind && l.Attrs().Alias == m.String() {
+	a := l.Attrs()
+	if l.Type() == kind && a.Alias == m.String() {
 		return nil
+	}
+	if l.Type() == kind && a.Alias == "" && a.RawFlags&unix.IFF_UP == 0 && derived(a.Name, m.ID) {
+		return n.errorf("mark", a.Name, n.h.LinkSetAlias(l, m.String()))
 	}
 	return n.errorf("use", l.Attrs().Name, fmt.Errorf("it is a %s with alias %q: %w", l.Type(), l.Attrs().Alias, ErrForeign))
 }
@@ -133,7 +139,10 @@ func (n *Net) EnsureVeth(u *unwind.Stack, peer *Net, v Veth) error {
 	if err != nil {
 		return err
 	}
-	return peer.errorf("mark", v.B, peer.h.LinkSetAlias(b, v.MarkB.String()))
+	if err := peer.h.LinkSetAlias(b, v.MarkB.String()); err != nil {
+		return errors.Join(peer.errorf("mark", v.B, err), peer.h.LinkDel(b))
+	}
+	return nil
 }
 
 // SetUp sets a link up or down.

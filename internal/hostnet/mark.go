@@ -55,6 +55,16 @@ func Name(prefix, id string) string {
 	return prefix + s[:MaxName-len(prefix)]
 }
 
+// derived says whether name is what Name makes of id with some prefix.
+func derived(name, id string) bool {
+	for k := range min(5, len(name)) {
+		if name == Name(name[:k], id) {
+			return true
+		}
+	}
+	return false
+}
+
 // CheckName applies the kernel's rules for link names, and the stricter one that
 // names are printable ASCII.
 func CheckName(name string) error {

@@ -129,7 +129,7 @@ func waitOwner(ctx context.Context, owner *Process) bool {
 	return waitExit(ctx, owner.PID, fd) == nil
 }
 
-// ensureDaemon starts the daemon unless it runs, and waits until it serves.
+// ensureDaemon starts the daemon unless one answers, and waits until it serves.
 func ensureDaemon(ctx context.Context, c Config, dir string) error {
 	procs, err := recorded(dir)
 	if err != nil {
@@ -137,8 +137,12 @@ func ensureDaemon(ctx context.Context, c Config, dir string) error {
 	}
 	for _, p := range procs {
 		if p.Name == daemonName && p.alive() {
-			_, err := newLab(c, dir).Status(ctx)
-			return err
+			if _, err := newLab(c, dir).Status(ctx); err == nil {
+				return nil
+			}
+			if err := kill(ctx, p.PID, p.alive); err != nil {
+				return err
+			}
 		}
 	}
 	argv := c.Daemon

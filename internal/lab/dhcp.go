@@ -40,6 +40,7 @@ type dhcpServer struct {
 	conn *net.UDPConn
 	file *os.File // leases, one "MAC ADDRESS" a line, appended
 	wg   sync.WaitGroup
+	warn sync.Once // a guest can cause what is warned of, and must not fill the log
 
 	mu    sync.Mutex
 	byMAC map[string]netip.Addr
@@ -119,7 +120,7 @@ func (d *dhcpServer) serve() {
 			continue
 		}
 		if _, err := d.conn.WriteToUDP(reply.ToBytes(), to); err != nil {
-			d.log.Warn("DHCP answer not sent", "mac", m.ClientHWAddr.String(), "err", err)
+			d.warn.Do(func() { d.log.Warn("DHCP answer not sent", "mac", m.ClientHWAddr.String(), "err", err) })
 		}
 	}
 }
@@ -144,7 +145,7 @@ func (d *dhcpServer) answer(m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, *net.UDPAddr) {
 	}
 	addr, ok := d.lease(m.ClientHWAddr)
 	if !ok {
-		d.log.Warn("no address left for a guest", "mac", m.ClientHWAddr.String())
+		d.warn.Do(func() { d.log.Warn("no address left for a guest", "mac", m.ClientHWAddr.String()) })
 		return nil, nil
 	}
 	if kind == dhcpv4.MessageTypeAck {

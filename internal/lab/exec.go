@@ -67,6 +67,9 @@ func start(dir string, t Topology, node, name string, cmd *exec.Cmd) (p Process,
 	if err != nil {
 		return p, err
 	}
+	if err := freeName(dir, name); err != nil {
+		return p, err
+	}
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

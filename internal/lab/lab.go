@@ -26,7 +26,8 @@ type Lab struct {
 	http *http.Client // to the daemon
 }
 
-// Up builds the lab, or completes one of the same shape that stands already.
+// Up builds the lab, or mends one of the same shape that stands already, which
+// keeps its owner and its WAN's parameters unless the daemon must be started again.
 // When it fails on a lab that it began, nothing is left.
 func Up(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := c.Validate(); err != nil {
@@ -51,6 +52,14 @@ func Up(ctx context.Context, c Config) (_ *Lab, err error) {
 		err = errors.Join(err, unlock(none != nil))
 	}()
 	old, err := load(dir)
+	if err == nil && (old.Incomplete || old.Owner != nil && !old.Owner.alive()) {
+		// Its maker was killed. What stands may be missing anything, and a daemon may
+		// be about to take it down.
+		if err := down(ctx, c.Root, c.Name); err != nil {
+			return nil, fmt.Errorf("lab %s: remove what a killed up left: %w", c.Name, err)
+		}
+		old, err = load(dir)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := unclaimed(c); err != nil {
@@ -61,32 +70,37 @@ func Up(ctx context.Context, c Config) (_ *Lab, err error) {
 		return nil, err
 	case !sameShape(old.Config, c):
 		return nil, fmt.Errorf("lab %s stands with another configuration: take it down first", c.Name)
-	case old.Incomplete:
-		u.Push("take down lab "+c.Name, func(ctx context.Context) error { return down(ctx, c.Root, c.Name) })
 	default:
 		old.Config.Daemon = c.Daemon
 		c = old.Config
 	}
-	if err := raise(ctx, c, dir, old.Owner); err != nil {
+	if err := raise(ctx, c, dir, old.Owner, u.Len() > 0); err != nil {
 		return nil, fmt.Errorf("lab %s up: %w", c.Name, err)
 	}
 	u.Commit()
 	return newLab(c, dir), nil
 }
 
-// raise makes state directory, namespaces and daemon.
-func raise(ctx context.Context, c Config, dir string, owner *Process) error {
-	if err := os.MkdirAll(procDir(dir), 0o700); err != nil {
+// raise makes state directory, namespaces and daemon, or what is missing of them if
+// the lab is not fresh.
+func raise(ctx context.Context, c Config, dir string, owner *Process, fresh bool) error {
+	// Processes of any user may have files in their node's directory.
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
-	if owner == nil && c.Owner != 0 {
+	for _, private := range []string{procDir(dir), filepath.Dir(socketPath(dir))} {
+		if err := os.MkdirAll(private, 0o700); err != nil {
+			return err
+		}
+	}
+	s := state{Version: stateVersion, Config: c, Owner: owner, Incomplete: fresh}
+	if fresh && c.Owner != 0 {
 		start, err := startTime(c.Owner)
 		if err != nil {
 			return fmt.Errorf("owner %d: %w", c.Owner, err)
 		}
-		owner = &Process{Name: "owner", PID: c.Owner, Start: start}
+		s.Owner = &Process{Name: "owner", PID: c.Owner, Start: start}
 	}
-	s := state{Version: stateVersion, Config: c, Owner: owner, Incomplete: true}
 	if err := writeJSON(statePath(dir), s); err != nil {
 		return err
 	}

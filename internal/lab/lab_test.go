@@ -2,7 +2,10 @@ package lab
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +20,14 @@ import (
 
 func TestMain(m *testing.M) {
 	MaybeDaemon()
+	if len(os.Args) == 4 && os.Args[1] == "lab-up" { // see TestUpKilledAnywhere
+		c := Config{Name: os.Args[2], Root: os.Args[3], Owner: os.Getpid()}
+		if _, err := Up(context.Background(), c); err != nil {
+			panic(err)
+		}
+		fmt.Println("up")
+		select {}
+	}
 	os.Exit(m.Run())
 }
 
@@ -258,6 +269,59 @@ func TestLabGoesWithItsOwner(t *testing.T) {
 	assertNothing(t, root, two.Name(), twoSt.PID)
 }
 
+func TestUpKilledAnywhere(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	root := testRoot(t)
+	name := "kill" + strings.ToLower(crand.Text()[:7])
+	t.Cleanup(func() {
+		if err := Down(context.Background(), root, name); err != nil {
+			t.Error(err)
+		}
+	})
+	exe, err := os.Executable()
+	must(t, err)
+	// How long an undisturbed up takes here and now.
+	whole := func() time.Duration {
+		start := time.Now()
+		l, err := Up(t.Context(), Config{Name: name, Root: root})
+		must(t, err)
+		took := time.Since(start)
+		must(t, l.Down(t.Context()))
+		return took
+	}()
+	for i := range 12 {
+		cmd := exec.Command(exe, "lab-up", name, root)
+		cmd.Stderr = os.Stderr
+		must(t, cmd.Start())
+		after := time.Duration(rng.Int64N(int64(whole * 5 / 4)))
+		time.Sleep(after) // the point of the kill, not a wait for anything
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait() // killed
+		if i%3 == 2 {
+			// What was left half made can be made whole, or is being removed by a
+			// daemon that saw its owner go: then it is made anew.
+			must(t, upUntil(t, Config{Name: name, Root: root}))
+		}
+		must(t, Down(t.Context(), root, name))
+		assertNothing(t, root, name)
+		if t.Failed() {
+			t.Fatalf("killed %v into up", after)
+		}
+	}
+}
+
+// upUntil brings a lab up whose last owner was killed.
+func upUntil(t *testing.T, c Config) error {
+	l, err := Up(t.Context(), c)
+	if err != nil {
+		return err
+	}
+	_, err = l.Exec(t.Context(), "west-1", "true")
+	return err
+}
+
 func TestFailedUpLeavesNothing(t *testing.T) {
 	root := testRoot(t)
 	c := Config{Name: "fails" + strings.ToLower(filepath.Base(filepath.Dir(root)))[7:], Root: root}
@@ -268,4 +332,39 @@ func TestFailedUpLeavesNothing(t *testing.T) {
 		t.Errorf("up with a broken daemon: %v, want its words", err)
 	}
 	assertNothing(t, root, c.Name)
+}
+
+func TestCommandsRunOnTheirNode(t *testing.T) {
+	l := New(t, Config{Root: testRoot(t), Sites: []Site{{Name: "solo", Hosts: []Host{{Name: "h", Uplinks: 3}}}}})
+	out, err := l.Exec(t.Context(), "h", "ip", "-o", "link")
+	must(t, err)
+	for _, link := range []string{"lo", "mgmt0@", "up0@", "up1@", "up2@"} {
+		if !strings.Contains(string(out), ": "+link) {
+			t.Errorf("links of h: %s; want %s", out, link)
+		}
+	}
+	if n := strings.Count(string(out), "\n"); n != 5 {
+		t.Errorf("h has %d links, want 5", n)
+	}
+	if _, err := l.Exec(t.Context(), "h", "sh", "-c", "echo words >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "words") {
+		t.Errorf("a failing command: %v, want its words", err)
+	}
+	if _, err := l.Exec(t.Context(), "mars", "true"); err == nil {
+		t.Error("a command ran on a node that isn't there")
+	}
+	must(t, l.Shell(t.Context(), "h", "sh", "-c", `test "$DROVER_LAB/$DROVER_LAB_NODE" = "`+l.Name()+`/h"`))
+	cmd := exec.Command("sh", "-c", "echo it logs")
+	p, err := l.Start("h", "talker", cmd)
+	must(t, err)
+	must(t, cmd.Wait())
+	log, err := os.ReadFile(filepath.Join(l.Dir(), "talker.log"))
+	if err != nil || string(log) != "it logs\n" {
+		t.Errorf("log of %v: %q, %v", p, log, err)
+	}
+	if _, err := l.Start("h", daemonName, exec.Command("true")); err == nil {
+		t.Error("the name of a process that runs was taken")
+	}
+	if _, err := l.Start("h", "../evil", exec.Command("true")); err == nil {
+		t.Error("a process name that climbs out was taken")
+	}
 }

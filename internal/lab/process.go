@@ -148,10 +148,24 @@ func procDir(dir string) string { return filepath.Join(dir, "proc") }
 
 // record writes down a process that Down is to end.
 func record(dir string, p Process) error {
-	if !nodeName.MatchString(p.Name) {
-		return fmt.Errorf("process name %q: want letters, digits and dashes", p.Name)
-	}
 	return writeJSON(filepath.Join(procDir(dir), p.Name+".json"), p)
+}
+
+// freeName checks that a process may have that name.
+func freeName(dir, name string) error {
+	if !nodeName.MatchString(name) {
+		return fmt.Errorf("process name %q: want letters, digits and dashes, at most 32, beginning with a letter", name)
+	}
+	procs, err := recorded(dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		if p.Name == name && p.alive() {
+			return fmt.Errorf("process %s runs already on %s with pid %d: end it first", name, p.Node, p.PID)
+		}
+	}
+	return nil
 }
 
 // recorded lists what was recorded. A half-written record is left out: what it

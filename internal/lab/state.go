@@ -27,7 +27,7 @@ type state struct {
 
 func labDir(root, name string) string { return filepath.Join(root, name) }
 func statePath(dir string) string     { return filepath.Join(dir, "state.json") }
-func socketPath(dir string) string    { return filepath.Join(dir, "ctl.sock") }
+func socketPath(dir string) string    { return filepath.Join(dir, "ctl", "sock") }
 
 // maxSocketPath is sockaddr_un's 108 less the NUL, unix(7).
 const maxSocketPath = 107
