@@ -220,4 +220,27 @@ func TestExternalClusterLosesItsLeader(t *testing.T) {
 	if _, ok := cache.Get(fmt.Sprintf("vm-%03d", after)); !ok {
 		t.Error("the watch did not go on")
 	}
+
+	// A backup of the cluster becomes the state of an embedded server.
+	dir := t.TempDir()
+	file, err := os.Create(filepath.Join(dir, "backup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Backup(ctx, file, time.Unix(0, 0))
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(ctx, file.Name(), filepath.Join(dir, "state"), testLog(t)); err != nil {
+		t.Fatal(err)
+	}
+	// The write that failed without a majority may have come through after all.
+	live, _, err := vms.List(ctx)
+	if err != nil || len(live) < after+1 {
+		t.Fatalf("the cluster has %d objects, %v", len(live), err)
+	}
+	moved, _, err := vmsOf(t, openTest(t, filepath.Join(dir, "state"))).List(ctx)
+	if err != nil || len(moved) != len(live) {
+		t.Errorf("moved to an embedded server: %d objects, %v; want %d", len(moved), err, len(live))
+	}
 }
