@@ -191,4 +191,3 @@ func (c *Config) storeOptions() (store.Options, error) {
 func claimOfMAC(mac string) string { return strings.ReplaceAll(mac, ":", "-") }
 
 func macOfClaim(name string) string { return strings.ReplaceAll(name, "-", ":") }
-

@@ -1,0 +1,99 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"drover/internal/auth"
+	"drover/internal/manager"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics is what Prometheus reads of the manager; as an interceptor it times calls.
+type metrics struct {
+	m        *manager.Manager
+	registry *prometheus.Registry
+	calls    *prometheus.HistogramVec
+	streams  *prometheus.GaugeVec
+	hosts    *prometheus.Desc
+	vms      *prometheus.Desc
+	tasks    *prometheus.Desc
+	objects  *prometheus.Desc
+}
+
+func newMetrics(m *manager.Manager) *metrics {
+	x := &metrics{
+		m: m, registry: prometheus.NewRegistry(),
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "drover_api_call_seconds", Help: "Time taken by calls of the API that answer once.", Buckets: []float64{.001, .003, .01, .03, .1, .3, 1, 3, 10},
+		}, []string{"procedure", "code"}),
+		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "drover_api_streams", Help: "Streams that are open now."}, []string{"procedure"}),
+		hosts:   prometheus.NewDesc("drover_hosts", "Hosts by phase.", []string{"phase"}, nil),
+		vms:     prometheus.NewDesc("drover_vms", "VMs by phase.", []string{"phase"}, nil),
+		tasks:   prometheus.NewDesc("drover_tasks", "Tasks that are kept, by state.", []string{"state"}, nil),
+		objects: prometheus.NewDesc("drover_objects", "Resources by kind.", []string{"kind"}, nil),
+	}
+	x.registry.MustRegister(x, x.calls, x.streams, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return x
+}
+
+// Describe and Collect make metrics a collector of what is counted when it is asked for.
+func (x *metrics) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{x.hosts, x.vms, x.tasks, x.objects} {
+		c <- d
+	}
+}
+
+// Collect counts the resources.
+func (x *metrics) Collect(c chan<- prometheus.Metric) {
+	counts := x.m.Count()
+	send := func(d *prometheus.Desc, prefix string, by map[string]int) {
+		for k, n := range by {
+			c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), strings.ToLower(strings.TrimPrefix(k, prefix)))
+		}
+	}
+	send(x.hosts, "HOST_PHASE_", counts.Hosts)
+	send(x.vms, "VM_PHASE_", counts.VMs)
+	send(x.tasks, "TASK_STATE_", counts.Tasks)
+	send(x.objects, "", counts.Objects)
+}
+
+func (x *metrics) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		begin := time.Now()
+		res, err := next(ctx, req)
+		code := "ok"
+		if err != nil {
+			code = connect.CodeOf(told(err)).String()
+		}
+		x.calls.WithLabelValues(strings.TrimPrefix(req.Spec().Procedure, "/drover.v1."), code).Observe(time.Since(begin).Seconds())
+		return res, err
+	}
+}
+
+func (x *metrics) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (x *metrics) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		g := x.streams.WithLabelValues(strings.TrimPrefix(conn.Spec().Procedure, "/drover.v1."))
+		g.Inc()
+		defer g.Dec()
+		return next(ctx, conn)
+	}
+}
+
+func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	if err := may(r.Context(), auth.VerbMetrics, kindMetric); err != nil {
+		s.refuse(w, r, r.Context(), err)
+		return
+	}
+	promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+}
