@@ -69,24 +69,55 @@ var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 
 // candidate asks apt for a package.
 func (b *build) candidate(ctx context.Context, name string) (*aptPackage, error) {
-	if !packageName.MatchString(name) {
-		return nil, fmt.Errorf("%q is not a package's name", name)
+	all, err := b.candidates(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	out, err := b.command(ctx, nil, "", "apt-cache", "show", "--no-all-versions", name)
+	return all[0], nil
+}
+
+// candidates asks apt for packages, all at once: each start of apt reads the whole index.
+func (b *build) candidates(ctx context.Context, names ...string) ([]*aptPackage, error) {
+	for _, n := range names {
+		if !packageName.MatchString(n) {
+			return nil, fmt.Errorf("%q is not a package's name", n)
+		}
+	}
+	// It fails when one is unknown; which one shows in what it prints.
+	out, err := b.command(ctx, nil, "", "apt-cache", append([]string{"show", "--no-all-versions"}, names...)...)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	p := parseStanza(out)
-	if err != nil || p.name == "" || p.version == "" {
-		return nil, &MissingError{What: "package " + name, Fix: "run `apt-get update`; if it stays unknown, add Debian's sources to apt"}
+	got := map[string]*aptPackage{}
+	if err == nil {
+		for _, s := range strings.Split(out, "\n\n") {
+			if p := parseStanza(strings.TrimLeft(s, "\n")); p.version != "" {
+				got[p.name] = p
+			}
+		}
 	}
-	return p, nil
+	var all []*aptPackage
+	for _, n := range names {
+		if got[n] == nil && err != nil && len(names) > 1 {
+			// One at a time, to name the one that is missing.
+			p, err := b.candidates(ctx, n)
+			if err != nil {
+				return nil, err
+			}
+			got[n] = p[0]
+		}
+		if got[n] == nil {
+			return nil, &MissingError{What: "package " + n, Fix: "run `apt-get update`; if it stays unknown, add Debian's sources to apt"}
+		}
+		all = append(all, got[n])
+	}
+	return all, nil
 }
 
+// parseStanza reads the fields that are needed from one entry of apt's index.
 func parseStanza(s string) *aptPackage {
 	p := &aptPackage{}
-	first, _, _ := strings.Cut(s, "\n\n")
-	for _, l := range strings.Split(first, "\n") {
+	for _, l := range strings.Split(s, "\n") {
 		k, v, _ := strings.Cut(l, ": ")
 		switch k {
 		case "Package":

@@ -129,7 +129,10 @@ func (b *build) run(ctx context.Context, r *recipe, make func(ctx context.Contex
 	if res.SHA256, res.Size, err = sumFile(out); err != nil {
 		return nil, fmt.Errorf("build %s: %w", r.Name, err)
 	}
-	if err := errors.Join(ctx.Err(), keep(out, path, res.SHA256)); err != nil {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("build %s: %w", r.Name, err)
+	}
+	if err := keep(out, path, res.SHA256); err != nil {
 		return nil, fmt.Errorf("build %s: %w", r.Name, err)
 	}
 	res.Took = time.Since(start)

@@ -61,20 +61,20 @@ func BuildDebian(ctx context.Context, d Debian, opt Options) (*Result, error) {
 	b.next("look up packages")
 	names := append(append([]string{kernelMeta}, debianPackages...), d.Packages...)
 	versions := map[string]string{}
-	var epoch string
-	for _, n := range append(append([]string{}, names...), debianBase...) {
-		p, err := b.candidate(ctx, n)
-		if err != nil {
-			return nil, err
-		}
-		versions[n] = p.version
+	known, err := b.candidates(ctx, append(append([]string{}, names...), debianBase...)...)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range known {
+		versions[p.name] = p.version
 	}
 	kernel, err := b.kernelPackage(ctx, kernelMeta)
 	if err != nil {
 		return nil, err
 	}
 	versions[kernel.name] = kernel.version
-	if epoch = os.Getenv("SOURCE_DATE_EPOCH"); epoch == "" {
+	epoch := os.Getenv("SOURCE_DATE_EPOCH")
+	if epoch == "" {
 		epoch = "1700000000"
 	}
 	name := "debian-12"
