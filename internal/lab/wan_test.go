@@ -103,17 +103,27 @@ func TestWAN(t *testing.T) {
 
 func testDelay(t *testing.T, l *Lab, c net.Conn) {
 	roundTrips(t, c, 3) // neighbours are found
+	// No packet is ever early. How late they are is also the machine's doing: at a
+	// load of 9 on 2 CPUs one p50 of 14 was 8 ms over. An error of the WAN would
+	// show in every attempt, a busy machine not.
+	const attempts = 5
 	ask := func(want time.Duration) {
 		t.Helper()
-		rtt := roundTrips(t, c, 31)
-		if len(rtt) != 31 {
-			t.Fatalf("%d of 31 answers", len(rtt))
+		for i := range attempts {
+			rtt := roundTrips(t, c, 31)
+			if len(rtt) != 31 {
+				t.Fatalf("%d of 31 answers", len(rtt))
+			}
+			p50 := rtt[15]
+			t.Logf("one way %v, attempt %d: round trip p50 %v, p90 %v", want, i+1, p50, rtt[27])
+			if rtt[0] < 2*want {
+				t.Fatalf("one way %v: a round trip took %v only", want, rtt[0])
+			}
+			if p50-2*want <= 2*time.Millisecond {
+				return
+			}
 		}
-		p50 := rtt[15]
-		t.Logf("one way %v: round trip p50 %v, p90 %v", want, p50, rtt[27])
-		if over := p50 - 2*want; over < 0 || over > 2*time.Millisecond {
-			t.Errorf("one way %v: round trip p50 is %v, want no less than twice that and within 1 ms each way", want, p50)
-		}
+		t.Errorf("one way %v: in %d attempts no round trip p50 within 1 ms each way", want, attempts)
 	}
 	ask(20 * time.Millisecond)
 	setWAN(t, l, WAN{Delay: 3 * time.Millisecond})
@@ -122,8 +132,9 @@ func testDelay(t *testing.T, l *Lab, c net.Conn) {
 	ask(0)
 	setWAN(t, l, WAN{Delay: 10 * time.Millisecond, Jitter: 10 * time.Millisecond})
 	rtt := roundTrips(t, c, 41)
-	if spread := rtt[len(rtt)-1] - rtt[0]; spread < 10*time.Millisecond || rtt[len(rtt)-1] > 45*time.Millisecond {
-		t.Errorf("jitter of 10 ms on 10 ms each way: round trips %v to %v", rtt[0], rtt[len(rtt)-1])
+	// Two even spreads of 0 to 20 ms: median 20 ms, with a deviation of 1.6 ms for 41.
+	if len(rtt) != 41 || rtt[30]-rtt[10] < 4*time.Millisecond || rtt[20] < 12*time.Millisecond || rtt[20] > 32*time.Millisecond {
+		t.Errorf("jitter of 10 ms on 10 ms each way: round trips %v", rtt)
 	}
 }
 
