@@ -1,0 +1,56 @@
+# What there is to do. `make help` lists it.
+# Everything that needs packages of the system installs what is missing first (as root, by apt).
+
+GO      ?= $(or $(shell command -v go),/usr/local/go/bin/go)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+# Guests and agents of tests share the machine's processors; more packages at once only make each of them wait.
+JOBS    ?= 2
+BIN      = bin/drover
+
+export GOFLAGS   = -trimpath
+export GOTOOLCHAIN = local
+export PATH := $(dir $(GO)):$(PATH)
+
+.PHONY: help build demo demo-down test race soak bench bench-vm gen lint deps clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## bin/drover
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/drover
+
+deps: ## install the Debian packages that are missing
+	scripts/install-deps
+
+demo: deps build ## two sites, real VMs, the whole story; leaves it running
+	$(BIN) lab demo
+
+demo-down: build ## end the demo and leave nothing behind
+	$(BIN) lab down --name demo
+
+test: deps build lint ## every test
+	$(GO) test -p $(JOBS) -timeout 20m ./...
+
+race: deps ## the tests under the race detector (slow: guests are not)
+	$(GO) test -race -p $(JOBS) -timeout 40m ./...
+
+soak: deps build ## long runs of what `test` runs shortly
+	DROVER_SOAK=1 $(GO) test -p 1 -timeout 4h ./test/...
+
+bench: bench-vm ## all benchmarks, with ratios against peers
+
+bench-vm: deps build ## starting VMs, memory, state
+	$(GO) run ./bench/vm -drover $(BIN) -out bench/results/vm.json
+
+gen: ## regenerate what is generated
+	scripts/generate
+
+lint: ## formatting, vet, staticcheck, generated code is current
+	@test -z "$$(gofmt -l api bench cmd internal test 2>/dev/null)" || { gofmt -l api bench cmd internal test; echo 'gofmt: run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	scripts/generate --check
+
+clean: ## remove what was built
+	rm -rf bin
