@@ -1,3 +1,7 @@
+//go:build soak
+
+// These build an operating system and boot it twice without KVM: some five minutes, too long for each run of the tests.
+
 package osimage
 
 import (
@@ -15,9 +19,6 @@ import (
 
 func debianImage(t testing.TB) *Result {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("builds an operating system")
-	}
 	r, err := BuildDebian(t.Context(), Debian{}, testOptions(t))
 	if err != nil {
 		t.Fatal(err)

@@ -218,7 +218,7 @@ func (a *agent) do(cmd string, args json.RawMessage) (any, error) {
 	case "guest-fsfreeze-thaw":
 		return a.thaw(), nil
 	}
-	return nil, fmt.Errorf("The command %s has not been found", cmd)
+	return nil, fmt.Errorf("command %s is not known", cmd)
 }
 
 func (a *agent) shutdown(args json.RawMessage) error {

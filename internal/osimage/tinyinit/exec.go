@@ -57,7 +57,7 @@ func (a *agent) exec(args json.RawMessage) (any, error) {
 	want := len(x.Capture) > 0 && string(x.Capture) != "false" && string(x.Capture) != `"none"`
 	pid, e, err := a.m.procs.run(path, append([]string{x.Path}, x.Arg...), append(os.Environ(), x.Env...), in, want)
 	if err != nil {
-		return nil, fmt.Errorf("Failed to execute child process %q: %v", x.Path, err)
+		return nil, fmt.Errorf("run %q: %w", x.Path, err)
 	}
 	a.execs[pid] = e
 	return map[string]any{"pid": pid}, nil
@@ -129,7 +129,7 @@ func (a *agent) execStatus(args json.RawMessage) (any, error) {
 	}
 	e := a.execs[x.PID]
 	if e == nil {
-		return nil, fmt.Errorf("Invalid parameter 'pid'")
+		return nil, fmt.Errorf("no process with pid %d was started by guest-exec, or its end was told already", x.PID)
 	}
 	select {
 	case <-e.done:
