@@ -42,6 +42,8 @@ type machine struct {
 	guest     *guestWatch
 	heard     heard
 	busy      string // what a long step does just now
+	least     int64  // specs of lower generations are from before a revert
+	idle      bool   // what interrupt ends is only housekeeping
 
 	// The rest is the actor's own.
 	local     *local
@@ -89,7 +91,7 @@ func (a *agent) newMachine(vm *v1.VM, l *local) (*machine, error) {
 		a: a, uid: uid, dir: dir, run_: filepath.Join(a.cfg.RunDir, "vms", uid),
 		log:  a.log.With("vm", vm.GetMeta().GetName(), "uid", uid),
 		wake: make(chan struct{}, 1), calls: make(chan *call), done: make(chan struct{}),
-		vm: vm, held: l.Held, local: l,
+		vm: vm, held: l.Held, local: l, least: l.LeastGeneration,
 		tries: backoff{min: time.Second, max: time.Minute}, ioWait: backoff{min: ioPollMin, max: ioPollMax},
 	}
 	if m.local.Made == nil {
@@ -123,7 +125,11 @@ func (m *machine) want(vm *v1.VM, held bool) {
 		}
 		vm = old
 	}
-	lost := m.held && !held || vm.GetMeta().GetDeleteTime() != nil || vm.GetStatus().GetEpoch() != m.vm.GetStatus().GetEpoch()
+	if held && vm.GetMeta().GetGeneration() < m.least {
+		m.mu.Unlock()
+		return
+	}
+	lost := m.idle || m.held && !held || vm.GetMeta().GetDeleteTime() != nil || vm.GetStatus().GetEpoch() != m.vm.GetStatus().GetEpoch()
 	m.vm, m.held, m.unsaved = vm, held, true
 	stop := m.interrupt
 	m.mu.Unlock()
@@ -244,6 +250,9 @@ func wishOf(vm *v1.VM, held bool) wish {
 // run is the actor.
 func (m *machine) run(ctx context.Context) {
 	defer close(m.done)
+	if err := errors.Join(m.mendSnapshots(ctx), m.mendOperations(ctx)); err != nil {
+		m.log.Error("what an agent before left half done is not settled; the next start of the agent tries again", "err", err)
+	}
 	timer := m.a.clk.NewTimer(time.Hour)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -372,6 +381,12 @@ func (m *machine) step(ctx context.Context, vm *v1.VM, w wish, st step) error {
 		return m.hot(ctx, vm)
 	case doMend:
 		return m.mend(ctx)
+	case doCompact:
+		ctx, done := m.interruptible(ctx)
+		m.setIdle(true)
+		defer m.setIdle(false)
+		defer done()
+		return m.compact(ctx)
 	case doHalt:
 		m.halt(w, st.halt, st.why)
 		return nil
@@ -397,6 +412,12 @@ func (m *machine) interruptible(ctx context.Context) (context.Context, func()) {
 		m.mu.Unlock()
 		cancel()
 	}
+}
+
+func (m *machine) setIdle(idle bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.idle = idle
 }
 
 // errWaiting is wrapped by failures that end by themselves: they are tried again without limit.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"image/png"
 	"io"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -250,5 +249,3 @@ func (n *node) attachVNC(ctx context.Context, m *machine, stream *connect.BidiSt
 		}
 	}
 }
-
-func (m *machine) journalPath() string { return filepath.Join(m.dir, "journal.json") }

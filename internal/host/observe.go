@@ -15,9 +15,11 @@ const askTimeout = 10 * time.Second
 // observe looks at what is there now.
 func (m *machine) observe(ctx context.Context, vm *v1.VM, w wish) sight {
 	now := m.a.clk.Now()
-	s := sight{now: now, halt: m.local.Halt, crashes: m.local.Crashes, retry: m.retry, data: !m.local.Gone}
+	s := sight{now: now, halt: m.local.Halt, crashes: m.local.Crashes, retry: m.retry, data: !m.local.Gone, compact: m.local.Compact}
 	if w.power == v1.Power_POWER_ON && !w.template && w.held {
 		m.stage = stopNone // a stop that was called off
+	} else if m.local.Restore != "" {
+		m.local.Restore = "" // to be off means to boot anew the next time
 	}
 	s.process, s.links = m.observeProcess(ctx)
 	if m.local.Run != nil {

@@ -49,6 +49,7 @@ type sight struct {
 	epoch     int64 // that the process runs with
 	ready     bool  // the disks are as the spec wants
 	data      bool  // there is anything to remove: disks, TAPs, files
+	compact   bool  // layers wait to be merged
 	links     bool  // TAPs or files of a process that is gone are left
 	hot       bool  // the running machine differs from the spec in what can be changed
 	gate      bool  // after a reboot: its turn in the start order has come
@@ -71,19 +72,20 @@ const (
 	doPause
 	doPressPower
 	doAskAgent
-	doKill  // end QEMU now
-	doClean // remove what a process left: TAPs, sockets, memory file, cgroup
-	doWipe  // remove everything of the VM
-	doHot   // bring the running machine to the spec
-	doMend  // see whether the disk error is over, and go on if so
-	doHalt  // note why it stays off
-	doCrash // note the crash and when to start again
+	doKill    // end QEMU now
+	doClean   // remove what a process left: TAPs, sockets, memory file, cgroup
+	doWipe    // remove everything of the VM
+	doHot     // bring the running machine to the spec
+	doCompact // merge layers while it is off
+	doMend    // see whether the disk error is over, and go on if so
+	doHalt    // note why it stays off
+	doCrash   // note the crash and when to start again
 )
 
 var actionNames = map[action]string{
 	doWait: "wait", doProvision: "provision", doStart: "start", doResume: "resume", doPause: "pause",
 	doPressPower: "press-power", doAskAgent: "ask-agent", doKill: "kill", doClean: "clean", doWipe: "wipe", doHot: "hot",
-	doMend: "mend", doHalt: "halt", doCrash: "crash",
+	doMend: "mend", doCompact: "compact", doHalt: "halt", doCrash: "crash",
 }
 
 func (a action) String() string { return actionNames[a] }
@@ -157,11 +159,14 @@ func planOff(w wish, s sight, alive bool) []step {
 	case !alive && (s.process == procLost || s.links):
 		return []step{{do: doClean}}
 	case !alive:
-		if s.ready || halted(w, s) {
+		if s.ready && !s.compact || halted(w, s) {
 			return []step{{do: doWait}}
 		}
 		if s.now.Before(s.retry) {
 			return []step{{do: doWait, until: s.retry}}
+		}
+		if s.ready {
+			return []step{{do: doCompact}}
 		}
 		return []step{{do: doProvision}}
 	case s.process == procShutdown || s.process == procBroken || s.process == procPrepared:

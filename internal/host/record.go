@@ -54,6 +54,12 @@ type local struct {
 	GenerationID string `json:"generation_id,omitempty"`
 	// Starts counts the times that it was started.
 	Starts int64 `json:"starts,omitempty"`
+	// Restore is the snapshot whose memory the next start takes.
+	Restore string `json:"restore,omitempty"`
+	// LeastGeneration: specs of lower generations are from before a revert.
+	LeastGeneration int64 `json:"least_generation,omitempty"`
+	// Compact: layers wait to be merged when the VM is off.
+	Compact bool `json:"compact,omitempty"`
 	// Gone: all of it was removed, as the manager wanted; only the manager hasn't heard yet.
 	Gone bool `json:"gone,omitempty"`
 }

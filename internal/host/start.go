@@ -71,7 +71,7 @@ func (m *machine) startQEMU(ctx context.Context, vm *v1.VM, w wish) (err error) 
 		}
 		attach.TAPs[m.qemuNIC(n).ID] = []*os.File{f}
 	}
-	done, err := m.incoming(&spec, &attach, vm)
+	done, err := m.incoming(&spec, &attach)
 	if err != nil {
 		return err
 	}
@@ -119,6 +119,10 @@ func (m *machine) started(spec qemu.Spec, began time.Time) {
 	m.lastState = procRunning
 	m.stage = stopNone
 	m.ioNext = time.Time{}
+	if m.local.Restore != "" {
+		m.local.Restore = ""
+		m.note()
+	}
 	m.settled()
 	m.event(v1.Severity_SEVERITY_INFO, "VM_STARTED", fmt.Sprintf("started with %s in %s", spec.Accel, m.a.clk.Now().Sub(began).Round(time.Millisecond)))
 }

@@ -84,7 +84,11 @@ func (m *machine) wipe(ctx context.Context) error {
 	if err := m.removeDisks(ctx); err != nil {
 		return fmt.Errorf("remove the disks: %w", err)
 	}
-	for _, path := range []string{m.run_, m.seedPath(), filepath.Join(m.dir, firmwareVars), filepath.Join(m.dir, "journal.json"), m.memoryPath()} {
+	snaps, err := filepath.Glob(filepath.Join(m.dir, "snap-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(snaps, m.run_, m.seedPath(), filepath.Join(m.dir, firmwareVars), m.journalPath(), m.memoryPath()) {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
