@@ -25,7 +25,7 @@ func microvmV1() *Hardware {
 			KVM: {Model: "Westmere-v2", Features: []string{}, HyperV: []string{}},
 			TCG: {Model: "Westmere-v1", Features: []string{}, HyperV: []string{}},
 		},
-		Firmware: []Firmware{BIOS}, DirectBoot: true,
+		Firmware: []Firmware{BIOS}, DirectBoot: true, BIOS: "bios-microvm.bin",
 		Bridges: []Device{},
 		Serial:  Device{ID: "vserial0", Driver: "virtio-serial-device", Bus: mmio(0), Props: Props{{"max_ports", 8}}},
 		Balloon: Device{ID: "balloon0", Driver: "virtio-balloon-device", Bus: mmio(1), Props: Props{{"deflate-on-oom", true}, {"free-page-reporting", true}}},

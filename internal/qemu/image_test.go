@@ -127,7 +127,7 @@ const guestInit = `#!/bin/busybox sh
 /bin/busybox --install -s
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in /m/*; do insmod $m || echo "insmod $m failed"; done
-ip link set lo up
+ip link set lo up; dmesg -n 1
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -onlcr
 echo "@ready 0"
