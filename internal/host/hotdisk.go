@@ -70,9 +70,13 @@ func (m *machine) hotChangeCD(ctx context.Context, p *qemu.Process, have, want *
 	return nil
 }
 
-// seedDisk is the seed on machines that have no CD-ROM drives: a read-only disk with the same label in it.
-func (m *machine) seedDisk() qemu.Disk {
-	slot := m.local.place(placeDisk, string(guest.VirtioBlk), ".seed")
-	return qemu.Disk{ID: "seed", Bus: guest.VirtioBlk, Slot: slot, ReadOnly: true, Serial: "cidata",
+// seedDisk is the seed as a read-only disk, which cloud-init finds by its label as it finds a CD-ROM: at the last SCSI address, where
+// no other disk is, or on machines without SCSI at one of the virtio ones.
+func (m *machine) seedDisk(hw *guest.Hardware) qemu.Disk {
+	bus, slot := guest.VirtioSCSI, hw.Disks[guest.VirtioSCSI].Slots-1
+	if slot < 0 {
+		bus, slot = guest.VirtioBlk, m.local.place(placeDisk, string(guest.VirtioBlk), ".seed")
+	}
+	return qemu.Disk{ID: "seed", Bus: bus, Slot: slot, ReadOnly: true, Serial: "cidata",
 		Layers: []qemu.Layer{{ID: "seed-iso", Path: m.seedPath(), Format: qemu.Raw, Shared: true}}}
 }

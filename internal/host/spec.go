@@ -113,13 +113,12 @@ func (m *machine) qemuSpec(vm *v1.VM) (qemu.Spec, error) {
 		}
 		spec.CDROMs = append(spec.CDROMs, q)
 	}
-	if s.GetCloudInit().GetEnabled() {
-		if hw.CDROM.Slots == 0 {
-			spec.Disks = append(spec.Disks, m.seedDisk())
-		} else {
-			slot := m.local.place(placeCDROM, "", ".seed")
-			spec.CDROMs = append(spec.CDROMs, qemu.CDROM{ID: cdID(slot), Slot: slot, Path: m.seedPath()})
-		}
+	switch {
+	case resource.SeedOnCD(s):
+		slot := m.local.place(placeCDROM, "", ".seed")
+		spec.CDROMs = append(spec.CDROMs, qemu.CDROM{ID: cdID(slot), Slot: slot, Path: m.seedPath()})
+	case s.GetCloudInit().GetEnabled():
+		spec.Disks = append(spec.Disks, m.seedDisk(hw))
 	}
 	for _, n := range s.GetNics() {
 		spec.NICs = append(spec.NICs, m.qemuNIC(n))

@@ -221,8 +221,8 @@ func checkDisks(f *Faults, s *v1.VMSpec, hw *guest.Hardware) {
 			f.Add(at+".image", "NAME_INVALID", "%q is not the name of an image", c.Image)
 		}
 		slot := i
-		if s.CloudInit.GetEnabled() {
-			slot++ // the seed's own drive
+		if SeedOnCD(s) {
+			slot++
 		}
 		if hw != nil {
 			if _, err := hw.CD(slot); err != nil {
@@ -230,6 +230,13 @@ func checkDisks(f *Faults, s *v1.VMSpec, hw *guest.Hardware) {
 			}
 		}
 	}
+}
+
+// SeedOnCD reports whether a VM's cloud-init seed takes one of its CD-ROM drives. It does for guests whose disks are on
+// SATA; the others may have no driver for it (Debian's cloud kernel has none), and get the seed as a disk.
+func SeedOnCD(s *v1.VMSpec) bool {
+	return s.CloudInit.GetEnabled() && MachineOf(s.Hardware.GetMachine()) == guest.Q35 &&
+		slices.ContainsFunc(s.Disks, func(d *v1.DiskSpec) bool { return d.Bus == v1.DiskBus_DISK_BUS_SATA })
 }
 
 // CheckDiskSize says whether a disk can be so large. 0 means that something else decides.
