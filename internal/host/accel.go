@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"syscall"
 
@@ -30,10 +31,11 @@ func (a *agent) probe(ctx context.Context) error {
 	r := new(accel.Result)
 	if err := readJSON(path, r); err != nil || !r.Current(a.boot, version) {
 		if r, err = accel.Probe(ctx, accel.Options{
-			Binary: a.cfg.QEMU, Log: a.log, Credential: &syscall.Credential{Uid: userBase - 1, Gid: userBase - 1, Groups: kvmGroup()},
+			Binary: a.cfg.QEMU, Log: a.log, Credential: vmCredential(),
 		}); err != nil {
 			return err
 		}
+		r.BootID = a.boot
 		if err := writeJSON(path, r); err != nil {
 			return err
 		}
@@ -41,6 +43,16 @@ func (a *agent) probe(ctx context.Context) error {
 	a.accel = accelerator{name: guest.Accel(r.Accel), reason: r.Reason, version: r.QEMUVersion, machines: r.Machines}
 	a.log.Info("accelerator", "name", r.Accel, "reason", r.Reason)
 	return nil
+}
+
+// vmCredential is what VMs' QEMUs run as, for a probe.
+func vmCredential() *syscall.Credential {
+	return &syscall.Credential{Uid: userBase - 1, Gid: userBase - 1, Groups: kvmGroup()}
+}
+
+// Probe finds what runs guests on this machine, as a host does when it starts.
+func Probe(ctx context.Context, log *slog.Logger) (*accel.Result, error) {
+	return accel.Probe(ctx, accel.Options{Credential: vmCredential(), Log: log})
 }
 
 // kvmGroup is the group that may open /dev/kvm, as QEMU gets it.

@@ -71,7 +71,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		cfg: cfg, log: cfg.Log, clk: cfg.Clock, reporter: newReporter(), events: &events{clk: cfg.Clock},
 		anew: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(),
 	}
-	if a.boot, err = bootID(); err != nil {
+	if a.boot = cfg.BootID; a.boot == "" {
+		a.boot, err = bootID()
+	}
+	if err != nil {
 		return fmt.Errorf("which boot this is: %w", err)
 	}
 	if a.net, err = hostnet.Current(); err != nil {

@@ -44,6 +44,8 @@ type Config struct {
 	ConsoleBytes int64
 	// SampleInterval is how often metrics are taken. 0: 15 s.
 	SampleInterval time.Duration
+	// BootID stands for the kernel's, so that a test can pretend a reboot. Empty: the kernel's.
+	BootID string
 
 	Log   *slog.Logger
 	Clock clock.Clock
@@ -87,7 +89,7 @@ func (c *Config) Validate() error {
 			ErrConfig, c.RunDir, n-sunPath)
 	}
 	if c.ShmDir == "" {
-		c.ShmDir = "/dev/shm/drover-" + shortHash(c.StateDir)
+		c.ShmDir = shmDir(c.StateDir)
 	}
 	if c.Listen == "" {
 		c.Listen = ":7444"

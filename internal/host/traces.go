@@ -1,0 +1,23 @@
+package host
+
+import (
+	"path/filepath"
+
+	"drover/internal/accel"
+)
+
+// Traces are where a host with this state directory leaves something outside of its directories: memory files, and, where
+// there is cgroup v2, its group. Who removes a host with all that it ran removes these; after a Run that ended well with
+// no VM left there is nothing in them.
+func Traces(stateDir string) (shm, cgroup string) {
+	a := agent{cfg: Config{StateDir: stateDir}}
+	return shmDir(stateDir), a.cgroupDir()
+}
+
+func shmDir(stateDir string) string { return "/dev/shm/drover-" + shortHash(stateDir) }
+
+// TellAccelerator writes down what a probe found, so that a host with this state directory need not probe again in the
+// boot that r names.
+func TellAccelerator(stateDir string, r *accel.Result) error {
+	return writeJSON(filepath.Join(stateDir, accelFile), r)
+}
