@@ -96,6 +96,8 @@ type bench struct {
 	dir  string
 	stop func() // ends the agent, leaving VMs alone
 	log  *os.File
+
+	afterwards func() // run when all VMs are gone
 }
 
 func newBench(t *testing.T) *bench {
@@ -151,6 +153,9 @@ func (b *bench) cleanup() {
 	}
 	b.stop()
 	b.nothingLeft()
+	if b.afterwards != nil {
+		b.afterwards()
+	}
 	b.fakeManager.stop()
 	b.log.Close()
 	if err := os.RemoveAll(b.dir); err != nil {

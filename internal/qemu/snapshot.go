@@ -148,8 +148,9 @@ func (p *Process) commit(ctx context.Context, d Disk, i int) (bool, error) {
 		JobID: job, Device: d.Layers[len(d.Layers)-1].ID, Top: d.Layers[i].ID, Base: d.Layers[i-1].ID, AutoDismiss: &keep,
 	}
 	if i < len(d.Layers)-1 {
-		// For qemu-img on the stopped machine's files; otherwise QEMU would write its /dev/fdset name here.
-		args.BackingFile = d.Layers[i-1].Path
+		// No header ever names another file: what lies below what is known by the datastore's manifest alone.
+		none := ""
+		args.BackingFile = &none
 	}
 	if err := p.qmp.BlockCommit(ctx, args); err != nil {
 		return false, err

@@ -46,11 +46,12 @@ type Commit struct {
 	Device string `json:"device"`
 	Top    string `json:"top-node,omitempty"`  // default: Device
 	Base   string `json:"base-node,omitempty"` // default: the lowest layer
-	// BackingFile is the name written in the header of the layer above Top.
-	BackingFile string `json:"backing-file,omitempty"`
-	Speed       int64  `json:"speed,omitempty"`
-	FilterNode  string `json:"filter-node-name,omitempty"`
-	AutoDismiss *bool  `json:"auto-dismiss,omitempty"`
+	// BackingFile is the name written in the header of the layer above Top; nil lets QEMU write the name it has, which
+	// may be a /dev/fdset one. Not for a Top that is the active layer.
+	BackingFile *string `json:"backing-file,omitempty"`
+	Speed       int64   `json:"speed,omitempty"`
+	FilterNode  string  `json:"filter-node-name,omitempty"`
+	AutoDismiss *bool   `json:"auto-dismiss,omitempty"`
 	// AutoFinalize false keeps the job in "pending" until JobFinalize.
 	AutoFinalize *bool  `json:"auto-finalize,omitempty"`
 	OnError      string `json:"on-error,omitempty"`
