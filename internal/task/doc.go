@@ -3,7 +3,8 @@
 // # Purpose
 //
 // A task is stored before it is begun. Its handler does it in named steps; a step that is done is noted, so that a
-// manager that was killed goes on behind it. A task that fails or is cancelled is undone by the same handler.
+// manager that was killed goes on behind it. A task that fails or is cancelled is undone by the same handler; that it is being
+// undone is noted first, so that it is never begun again instead. While the state store is away, a task waits for it.
 //
 // # Main types
 //

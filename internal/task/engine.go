@@ -13,11 +13,13 @@ import (
 	v1 "drover/api/drover/v1"
 	"drover/internal/clock"
 	"drover/internal/resource"
+	"drover/internal/store"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Store keeps tasks. Mutate retries when someone else changed the task meanwhile.
+// Store keeps tasks. Mutate retries when someone else changed the task meanwhile. An error that is store.ErrUnavailable
+// passes: what failed with it is tried again.
 type Store interface {
 	List(ctx context.Context) ([]*v1.Task, int64, error)
 	Create(ctx context.Context, t *v1.Task) error
@@ -29,7 +31,7 @@ type Store interface {
 type Handler struct {
 	// Do does it. It returns ctx.Err() soon after the context ends.
 	Do func(ctx context.Context, r *Run) error
-	// Undo takes back what Do had begun, after a failure or a cancel. May be nil.
+	// Undo takes back what Do had begun, after a failure or a cancel; Run.Failure says why. May be nil.
 	Undo func(ctx context.Context, r *Run) error
 }
 
@@ -114,26 +116,42 @@ func Ended(t *v1.Task) bool { return t.GetStatus().GetState() >= v1.TaskState_TA
 // Run goes on with the tasks that an earlier engine left, and serves until ctx ends; then it waits for the
 // handlers to return. Tasks cut short that way go on in the next engine.
 func (e *Engine) Run(ctx context.Context) error {
-	left, _, err := e.cfg.Store.List(ctx)
-	if err != nil {
-		return fmt.Errorf("task: read what was left: %w", err)
-	}
 	e.mu.Lock()
 	e.ctx = ctx
 	e.mu.Unlock()
-	for _, t := range left {
-		if !Ended(t) {
-			e.begin(t.Meta.Name)
+	defer func() {
+		e.mu.Lock()
+		e.ctx = nil
+		e.mu.Unlock()
+		e.wg.Wait()
+	}()
+	for first := true; ; first = false {
+		all, _, err := e.cfg.Store.List(ctx)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil
+		case first && !errors.Is(err, store.ErrUnavailable):
+			return fmt.Errorf("task: read what was left: %w", err)
+		default:
+			e.cfg.Logger.Warn("task: read tasks", "err", err)
+		}
+		for _, t := range all {
+			if !Ended(t) {
+				e.begin(t.Meta.Name)
+			}
+		}
+		e.prune(ctx, all)
+		select {
+		case <-e.cfg.Clock.After(lookAgain):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	e.prune(ctx, left)
-	<-ctx.Done()
-	e.mu.Lock()
-	e.ctx = nil
-	e.mu.Unlock()
-	e.wg.Wait()
-	return nil
 }
+
+// lookAgain is how often the engine looks for tasks that it lost sight of, and drops old ones.
+const lookAgain = 10 * time.Minute
 
 // prune drops the oldest of the ended tasks beyond what is kept.
 func (e *Engine) prune(ctx context.Context, all []*v1.Task) {
@@ -142,7 +160,7 @@ func (e *Engine) prune(ctx context.Context, all []*v1.Task) {
 		return b.Meta.CreateTime.AsTime().Compare(a.Meta.CreateTime.AsTime())
 	})
 	for _, t := range ended[min(len(ended), e.cfg.Keep):] {
-		if _, err := e.cfg.Store.Delete(ctx, t.Meta.Name, t.Meta.Revision); err != nil {
+		if _, err := e.cfg.Store.Delete(ctx, t.Meta.Name, t.Meta.Revision); err != nil && ctx.Err() == nil {
 			e.cfg.Logger.Warn("task: prune", "task", t.Meta.Name, "err", err)
 		}
 	}
@@ -154,10 +172,11 @@ func (e *Engine) begin(name string) {
 	if e.ctx == nil || e.running[name] != nil {
 		return // Run picks it up when it starts, or it runs already
 	}
-	ctx, stop := context.WithCancelCause(e.ctx)
+	life := e.ctx
+	ctx, stop := context.WithCancelCause(life)
 	e.running[name] = stop
 	e.wg.Go(func() {
-		e.do(ctx, name)
+		e.do(life, ctx, name)
 		stop(nil)
 		e.mu.Lock()
 		delete(e.running, name)
@@ -165,10 +184,16 @@ func (e *Engine) begin(name string) {
 	})
 }
 
-// do runs one task to its end, or until the engine stops.
-func (e *Engine) do(ctx context.Context, name string) {
+// errEnded keeps a task that ended from being begun again.
+var errEnded = errors.New("has ended")
+
+// do runs one task to its end, or until the engine's life ends. ctx ends before that when the task is cancelled.
+func (e *Engine) do(life, ctx context.Context, name string) {
 	log := e.cfg.Logger.With("task", name)
-	t, err := e.cfg.Store.Mutate(ctx, name, func(t *v1.Task) error {
+	t, err := e.write(life, name, func(t *v1.Task) error {
+		if Ended(t) {
+			return errEnded
+		}
 		if t.Status.StartTime == nil {
 			t.Status.StartTime = timestamppb.New(e.cfg.Clock.Now())
 		}
@@ -177,37 +202,109 @@ func (e *Engine) do(ctx context.Context, name string) {
 		return nil
 	})
 	if err != nil {
-		log.Error("task: begin", "err", err)
+		if life.Err() == nil && !errors.Is(err, errEnded) {
+			log.Error("task: begin", "err", err)
+		}
 		return
 	}
-	r := &Run{engine: e, Task: t, log: log}
+	r := &Run{engine: e, life: life, Task: t, log: log, progress: t.Status.Progress, step: t.Status.Step}
 	h, ok := e.cfg.Handlers[t.Spec.Kind]
 	switch {
 	case !ok:
 		err = fmt.Errorf("this manager does not know tasks of kind %q", t.Spec.Kind)
+	case t.Status.Error != nil:
+		err = &failed{message: t.Status.Message, detail: t.Status.Error}
+		r.Log("the manager was restarted; going on to undo")
 	case t.Spec.Cancel:
 		err = ErrCancelled
 	default:
 		if t.Status.Attempts > 1 {
 			r.Log("the manager was restarted; going on after %d finished steps", len(t.Status.Done))
 		}
-		err = guard(ctx, r, h.Do)
+		if err = e.persist(ctx, r, h.Do); err != nil && errors.Is(context.Cause(ctx), ErrCancelled) {
+			err = ErrCancelled
+		}
 	}
-	cancelled := errors.Is(context.Cause(ctx), ErrCancelled) || errors.Is(err, ErrCancelled)
-	if err != nil && ctx.Err() != nil && !cancelled {
-		r.flush(context.WithoutCancel(ctx))
+	if err != nil && h.Undo != nil && life.Err() == nil {
+		err = e.undo(life, r, h, err)
+	}
+	if err != nil && life.Err() != nil {
+		r.flush(life)
 		return // the engine stops; the next one goes on
 	}
-	ctx = context.WithoutCancel(ctx)
-	if err != nil && h.Undo != nil {
-		uctx, stop := context.WithTimeout(ctx, undoTime)
-		if uerr := guard(uctx, r, h.Undo); uerr != nil {
-			r.Log("undo: %v", uerr)
-			err = fmt.Errorf("%w (and what it had begun could not be undone: %v)", err, uerr)
-		}
-		stop()
+	r.end(err)
+}
+
+// undo notes why, so that an engine that comes after this one does not begin to do the task again, and undoes it.
+func (e *Engine) undo(life context.Context, r *Run, h Handler, why error) error {
+	if _, err := e.write(life, r.Task.Meta.Name, func(t *v1.Task) error {
+		r.apply(t)
+		t.Status.Step, t.Status.Message, t.Status.Error = "undo", why.Error(), detail(why)
+		return nil
+	}); err != nil {
+		r.log.Error("task: note that it is undone", "err", err)
+		return why
 	}
-	r.end(ctx, err, cancelled)
+	r.mu.Lock()
+	r.failure, r.step = why, "undo"
+	r.mu.Unlock()
+	ctx, stop := context.WithTimeout(life, undoTime)
+	defer stop()
+	if err := e.persist(ctx, r, h.Undo); err != nil && life.Err() == nil {
+		r.Log("undo: %v", err)
+		return &failed{message: fmt.Sprintf("%v (and what it had begun could not be undone: %v)", why, err), detail: detail(why)}
+	}
+	return why
+}
+
+// Waits between tries while the state store is away.
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 3 * time.Second
+)
+
+// persist calls f, and again for as long as it fails because the state store is away: steps that were done are
+// passed over.
+func (e *Engine) persist(ctx context.Context, r *Run, f func(context.Context, *Run) error) error {
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := guard(ctx, r, f)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, store.ErrUnavailable) {
+			return err
+		}
+		r.Log("the state store is away; going on when it is back")
+		select {
+		case <-e.cfg.Clock.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// lastTry bounds the one try that a write gets when its context has ended already.
+const lastTry = time.Second
+
+// write changes a task, and tries again while the store is away. When ctx has ended, there is one more short try.
+func (e *Engine) write(ctx context.Context, name string, change func(*v1.Task) error) (*v1.Task, error) {
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		last := ctx.Err() != nil
+		t, err := e.writeOnce(ctx, last, name, change)
+		if err == nil || last || ctx.Err() == nil && !errors.Is(err, store.ErrUnavailable) {
+			return t, err
+		}
+		select {
+		case <-e.cfg.Clock.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (e *Engine) writeOnce(ctx context.Context, last bool, name string, change func(*v1.Task) error) (*v1.Task, error) {
+	if last {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(context.WithoutCancel(ctx), lastTry)
+		defer stop()
+	}
+	return e.cfg.Store.Mutate(ctx, name, change)
 }
 
 // guard turns a panic of a handler into an error, so that one broken task doesn't take the manager down.

@@ -22,6 +22,7 @@ const progressEvery = 400 * time.Millisecond
 type Run struct {
 	engine *Engine
 	log    *slog.Logger
+	life   context.Context // the engine's
 	// Task as it was when this run began; read only.
 	Task *v1.Task
 
@@ -31,11 +32,12 @@ type Run struct {
 	stored   time.Time         // when progress was last stored
 	notes    map[string]string // set in this run
 	done     []string          // finished in this run
+	failure  error             // why it is being undone
 }
 
 // Step does f unless an earlier run has already done it, and notes that it is done.
 func (r *Run) Step(ctx context.Context, name string, f func(ctx context.Context) error) error {
-	if slices.Contains(r.Task.Status.Done, name) {
+	if r.did(name) {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -55,12 +57,29 @@ func (r *Run) Step(ctx context.Context, name string, f func(ctx context.Context)
 	return r.store(ctx)
 }
 
+// did reports whether a step was finished, in this run or an earlier one.
+func (r *Run) did(step string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Contains(r.Task.Status.Done, step) || slices.Contains(r.done, step)
+}
+
+// Failure is why the task is being undone; nil while it is done.
+func (r *Run) Failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failure
+}
+
 // Progress says how far the task is: part, from 0 to 1, of the whole.
 func (r *Run) Progress(ctx context.Context, part float64) {
 	now := r.engine.cfg.Clock.Now()
 	r.mu.Lock()
 	r.progress = min(max(part, 0), 1)
 	due := now.Sub(r.stored) >= progressEvery
+	if due {
+		r.stored = now // also if it fails: a store that is away must not hold up the work
+	}
 	r.mu.Unlock()
 	if due {
 		r.flush(ctx)
@@ -97,19 +116,22 @@ func (r *Run) Log(format string, args ...any) {
 	}
 }
 
-// flush stores what has changed; that it failed is only worth a line in the log.
+// flush stores what has changed, with one try; that it failed is only worth a line in the log.
 func (r *Run) flush(ctx context.Context) {
-	if err := r.store(ctx); err != nil && ctx.Err() == nil {
+	if _, err := r.engine.writeOnce(ctx, ctx.Err() != nil, r.Task.Meta.Name, r.change); err != nil && ctx.Err() == nil {
 		r.log.Warn("task: store progress", "err", err)
 	}
 }
 
+// store stores what has changed, and waits while the store is away.
 func (r *Run) store(ctx context.Context) error {
-	_, err := r.engine.cfg.Store.Mutate(ctx, r.Task.Meta.Name, func(t *v1.Task) error {
-		r.apply(t)
-		return nil
-	})
+	_, err := r.engine.write(ctx, r.Task.Meta.Name, r.change)
 	return err
+}
+
+func (r *Run) change(t *v1.Task) error {
+	r.apply(t)
+	return nil
 }
 
 func (r *Run) apply(t *v1.Task) {
@@ -132,37 +154,53 @@ func (r *Run) apply(t *v1.Task) {
 	}
 }
 
+// failed is why a task that an earlier engine began to undo had failed, or the same with something to add.
+type failed struct {
+	message string
+	detail  *v1.ErrorDetail
+}
+
+func (f *failed) Error() string { return f.message }
+
 // end stores how the task ended. The store may be away for a moment: it is tried until the engine stops.
-func (r *Run) end(ctx context.Context, err error, cancelled bool) {
-	_, serr := r.engine.cfg.Store.Mutate(ctx, r.Task.Meta.Name, func(t *v1.Task) error {
+func (r *Run) end(err error) {
+	state, message, d := v1.TaskState_TASK_STATE_SUCCEEDED, "", (*v1.ErrorDetail)(nil)
+	switch {
+	case err == nil:
+		r.Log("done")
+	case detail(err).Reason == reasonCancelled:
+		state, message = v1.TaskState_TASK_STATE_CANCELLED, err.Error()
+		r.Log("%s", message)
+	default:
+		state, message, d = v1.TaskState_TASK_STATE_FAILED, err.Error(), detail(err)
+		r.Log("failed: %s", message)
+	}
+	_, serr := r.engine.write(r.life, r.Task.Meta.Name, func(t *v1.Task) error {
 		r.apply(t)
 		t.Status.EndTime = t.Meta.UpdateTime
-		switch {
-		case err == nil:
-			t.Status.State, t.Status.Progress, t.Status.Message = v1.TaskState_TASK_STATE_SUCCEEDED, 1, ""
-		case cancelled:
-			t.Status.State, t.Status.Message = v1.TaskState_TASK_STATE_CANCELLED, "cancelled"
-		default:
-			t.Status.State, t.Status.Message, t.Status.Error = v1.TaskState_TASK_STATE_FAILED, err.Error(), detail(err)
+		t.Status.State, t.Status.Message, t.Status.Error = state, message, d
+		if err == nil {
+			t.Status.Progress = 1
 		}
 		return nil
 	})
-	switch {
-	case serr != nil:
+	if serr != nil {
 		r.log.Error("task: store the end; it runs again after a restart", "err", serr)
-	case cancelled:
-		r.Log("cancelled")
-	case err != nil:
-		r.Log("failed: %v", err)
-	default:
-		r.Log("done")
 	}
 }
 
+const reasonCancelled = "CANCELLED"
+
 func detail(err error) *v1.ErrorDetail {
+	var f *failed
 	var e *resource.Error
-	if !errors.As(err, &e) {
-		return &v1.ErrorDetail{Reason: "TASK_FAILED"}
+	switch {
+	case errors.As(err, &f):
+		return f.detail
+	case errors.Is(err, ErrCancelled):
+		return &v1.ErrorDetail{Reason: reasonCancelled}
+	case errors.As(err, &e):
+		return &v1.ErrorDetail{Kind: e.Kind, Name: e.Name, Field: e.Field, Reason: e.Reason, Remedy: e.Remedy}
 	}
-	return &v1.ErrorDetail{Kind: e.Kind, Name: e.Name, Field: e.Field, Reason: e.Reason, Remedy: e.Remedy}
+	return &v1.ErrorDetail{Reason: "TASK_FAILED"}
 }
