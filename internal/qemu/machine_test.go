@@ -60,7 +60,7 @@ func newRig(t *testing.T, m guest.Machine, modules ...string) *rig {
 	})
 	s := small(m)
 	s.Memory = Memory{MiB: 192, Path: filepath.Join(ram, "ram")}
-	s.Kernel = &Kernel{Image: kernel(t).image, Cmdline: "console=ttyS0 quiet panic=-1 tsc=unstable"}
+	s.Kernel = &Kernel{Image: kernel(t).image, Cmdline: "console=ttyS0 quiet panic=-1"}
 	if modules != nil {
 		s.Kernel.Initrd = buildInitrd(t, modules...)
 	}
