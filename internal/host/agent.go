@@ -168,6 +168,9 @@ func (a *agent) advertise(manager string, l net.Listener) string {
 	return net.JoinHostPort(host, port)
 }
 
+// adoptAtOnce bounds how many QEMUs are taken over at a time.
+const adoptAtOnce = 8
+
 // recover takes up what an earlier agent left: records, running QEMUs. What belongs to no record is swept.
 func (a *agent) recover(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(a.cfg.StateDir, "vms"), 0o700); err != nil {
@@ -204,9 +207,16 @@ func (a *agent) recover(ctx context.Context) error {
 		a.machines[uid] = m
 	}
 	a.gate = newGate(a.clk.Now(), rebooted)
+	var adopting sync.WaitGroup
+	slots := make(chan struct{}, adoptAtOnce)
 	for _, m := range a.machines {
-		m.adopt(ctx)
+		slots <- struct{}{}
+		adopting.Go(func() {
+			defer func() { <-slots }()
+			m.adopt(ctx)
+		})
 	}
+	adopting.Wait()
 	if err := a.sweep(ctx); err != nil {
 		a.log.Warn("not everything that was left over could be removed", "err", err)
 	}

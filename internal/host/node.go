@@ -173,7 +173,11 @@ func (n *node) Attach(ctx context.Context, stream *connect.BidiStream[v1.AttachI
 func (n *node) attachSerial(ctx context.Context, m *machine, first *v1.AttachInput, stream *connect.BidiStream[v1.AttachInput, v1.AttachOutput]) error {
 	send := func(b []byte) error { return stream.Send(&v1.AttachOutput{Data: b}) }
 	if first.GetReadOnly() {
-		return m.console.view(ctx, int64(first.GetBacklog()), first.GetFollow(), send)
+		backlog := int64(first.GetBacklog())
+		if backlog == 0 && !first.GetFollow() {
+			backlog = -1 // what was printed, all of it
+		}
+		return m.console.view(ctx, backlog, first.GetFollow(), send)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -38,8 +38,9 @@ func (m *machine) observe(ctx context.Context, vm *v1.VM, w wish) sight {
 		var changes []change
 		changes, m.restart = drift(m.local.Run.spec(), vm.GetSpec())
 		s.hot = len(changes) > 0
-		if !s.hot && m.retry.IsZero() {
-			m.problem = ""
+		if !s.hot && m.failedDo == doHot {
+			m.recovered()
+			s.retry = time.Time{}
 		}
 	}
 	return s
@@ -145,7 +146,8 @@ func (m *machine) follow(p *qemu.Process, sub *qmp.Subscription) {
 
 // hold takes a process as this machine's own.
 func (m *machine) hold(p *qemu.Process) {
-	sub := p.QMP().Subscribe(64)
+	sub := p.QMP().Subscribe(64, qmp.EventStop, qmp.EventResume, qmp.EventShutdown, qmp.EventReset, qmp.EventGuestPanicked,
+		qmp.EventBlockIOError, qmp.EventVSerialChange)
 	m.mu.Lock()
 	m.proc, m.heard = p, heard{}
 	m.mu.Unlock()

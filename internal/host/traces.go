@@ -1,6 +1,7 @@
 package host
 
 import (
+	"os"
 	"path/filepath"
 
 	"drover/internal/accel"
@@ -20,4 +21,10 @@ func shmDir(stateDir string) string { return "/dev/shm/drover-" + shortHash(stat
 // boot that r names.
 func TellAccelerator(stateDir string, r *accel.Result) error {
 	return writeJSON(filepath.Join(stateDir, accelFile), r)
+}
+
+// Joined reports whether a host with this state directory has its certificate.
+func Joined(stateDir string) bool {
+	_, err := os.Stat(filepath.Join(stateDir, credentialFile))
+	return err == nil
 }
