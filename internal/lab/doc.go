@@ -16,7 +16,9 @@
 //
 // Config says what to build, Topology is that with every name and address filled in,
 // Lab is one that stands. WAN holds a link's parameters. Daemon is the
-// process that carries the WAN and the DHCP servers.
+// process that carries the WAN and the DHCP servers. Fleet is a lab in which a manager
+// and an agent for each host run, for people and for whole-system tests (NewFleet).
+// Command is "drover lab".
 //
 // # Invariants
 //
@@ -27,6 +29,7 @@
 //   - A process that is not recorded by the lab and not in one of its namespaces is
 //     never signalled; a recorded one only while its start time is the same.
 //   - Down never needs the daemon, the maker, or a complete Up.
+//   - A directory that says where something of the lab is never goes before that.
 //   - The WAN never reorders packets of one direction.
 //
 // # Lock order
@@ -35,6 +38,9 @@
 //
 // # Not here
 //
-// The manager and agent processes in the lab are started with Start by who knows
-// their command lines.
+// What manager and agents do: they are the program's own roles, started as processes
+// and spoken to by their API alone.
+//
+// The package is larger than most: the network, the processes in it and the story that
+// is told with them are one thing to its users, and share the way down.
 package lab

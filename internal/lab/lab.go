@@ -237,7 +237,16 @@ func down(ctx context.Context, root, name string) error {
 	for _, ns := range list {
 		failed = append(failed, hostnet.DeleteNamespace(ns.Name))
 	}
-	return errors.Join(append(failed, removeDir(dir))...)
+	data := dataDir(root, name)
+	failed = append(failed, removeTraces(ctx, data))
+	if err := errors.Join(failed...); err != nil {
+		return err // the directories say where the rest is: they stay until it is gone
+	}
+	if err := removeDir(data); err != nil {
+		return err
+	}
+	os.Remove(DataRoot) // if it was the last; else it stays
+	return removeDir(dir)
 }
 
 // Sweep takes down the labs in a root whose owner is gone.

@@ -61,6 +61,14 @@ func writeJSON(path string, v any) error {
 	return os.Rename(path+".new", path)
 }
 
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
 // sameShape says whether two configs ask for the same lab.
 func sameShape(a, b Config) bool {
 	strip := func(c Config) []byte {
