@@ -73,6 +73,9 @@ func Probe(ctx context.Context, o Options) (*Result, error) {
 		return nil, fmt.Errorf("accel: host CPU: %w", err)
 	}
 	r.CPUModel, r.CPUFeatures = hostCPU(info)
+	if r.TSCKHz, err = tscKHz(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.tryKVM(ctx, o); err != nil {
 		return nil, err
 	}

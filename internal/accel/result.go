@@ -43,6 +43,9 @@ type Result struct {
 	// QEMU's names; sorted.
 	GuestFeatures []string `json:"guest_features"`
 
+	// TSCKHz is how fast the host's time stamp counter runs.
+	TSCKHz int64 `json:"tsc_khz"`
+
 	QEMUVersion string `json:"qemu_version"` // "7.2.22"
 	QEMUPackage string `json:"qemu_package"`
 	// Machines are the machine types of this QEMU, without aliases; sorted.
@@ -57,7 +60,7 @@ type Result struct {
 // Current reports whether the result still holds, for this boot and this QEMU
 // version (from Version).
 func (r *Result) Current(bootID, qemuVersion string) bool {
-	return bootID != "" && r.BootID == bootID && qemuVersion != "" && r.QEMUVersion == qemuVersion
+	return bootID != "" && r.TSCKHz > 0 && r.BootID == bootID && qemuVersion != "" && r.QEMUVersion == qemuVersion
 }
 
 // BootID is the kernel's id of this boot.

@@ -19,6 +19,7 @@ type accelerator struct {
 	reason   string
 	version  string // of QEMU
 	machines []string
+	tscKHz   int64 // of the host's time stamp counter
 }
 
 // probe finds the accelerator, or reads what was found earlier in this boot with this QEMU.
@@ -31,7 +32,7 @@ func (a *agent) probe(ctx context.Context) error {
 	r := new(accel.Result)
 	if err := readJSON(path, r); err != nil || !r.Current(a.boot, version) {
 		if r, err = accel.Probe(ctx, accel.Options{
-			Binary: a.cfg.QEMU, Log: a.log, Credential: vmCredential(),
+			Binary: a.cfg.QEMU, Log: a.log, Credential: vmCredential(), CPU: kvmModel(),
 		}); err != nil {
 			return err
 		}
@@ -40,7 +41,7 @@ func (a *agent) probe(ctx context.Context) error {
 			return err
 		}
 	}
-	a.accel = accelerator{name: guest.Accel(r.Accel), reason: r.Reason, version: r.QEMUVersion, machines: r.Machines}
+	a.accel = accelerator{name: guest.Accel(r.Accel), reason: r.Reason, version: r.QEMUVersion, machines: r.Machines, tscKHz: r.TSCKHz}
 	a.log.Info("accelerator", "name", r.Accel, "reason", r.Reason)
 	return nil
 }
@@ -52,7 +53,16 @@ func vmCredential() *syscall.Credential {
 
 // Probe finds what runs guests on this machine, as a host does when it starts.
 func Probe(ctx context.Context, log *slog.Logger) (*accel.Result, error) {
-	return accel.Probe(ctx, accel.Options{Credential: vmCredential(), Log: log})
+	return accel.Probe(ctx, accel.Options{Credential: vmCredential(), Log: log, CPU: kvmModel()})
+}
+
+// kvmModel is the CPU that VMs get under KVM unless they name another: what the probe tries.
+func kvmModel() string {
+	hw, err := guest.Lookup(guest.Q35, guest.Latest)
+	if err != nil {
+		return ""
+	}
+	return hw.CPU[guest.KVM].Model
 }
 
 // kvmGroup is the group that may open /dev/kvm, as QEMU gets it.

@@ -365,9 +365,14 @@ func (m *machine) kernel(s *v1.VMSpec) (*qemu.Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kernel image %s: %w", s.GetKernelImage(), err)
 	}
+	words := []string{strings.TrimSpace(string(cmdline)), s.GetKernelCmdline()}
+	if resource.MachineOf(s.GetHardware().GetMachine()) == guest.MicroVM && m.a.accel.name == guest.TCG {
+		// It has neither HPET nor PM timer, and when the host is busy calibrating by the PIT fails and Linux hangs.
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", m.a.accel.tscKHz))
+	}
 	return &qemu.Kernel{
 		Image: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
-		Cmdline: strings.TrimSpace(strings.TrimSpace(string(cmdline)) + " " + s.GetKernelCmdline()),
+		Cmdline: strings.TrimSpace(strings.Join(words, " ")),
 	}, nil
 }
 
