@@ -256,6 +256,10 @@ func (b *bench) snapshot(what string, req *v1.NodeSnapshotRequest) (*v1.NodeProg
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Minute)
 	defer cancel()
+	return b.try(ctx, what, req)
+}
+
+func (b *bench) try(ctx context.Context, what string, req *v1.NodeSnapshotRequest) (*v1.NodeProgress, error) {
 	node := b.node(b.hostAddress())
 	call := map[string]func(context.Context, *v1.NodeSnapshotRequest) (*connect.ServerStreamForClient[v1.NodeProgress], error){
 		"create": node.CreateSnapshot, "revert": node.RevertSnapshot, "delete": node.DeleteSnapshot,

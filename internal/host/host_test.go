@@ -98,6 +98,7 @@ type bench struct {
 	log  *os.File
 
 	afterwards func() // run when all VMs are gone
+	bootID     string // what agents in this process take for the boot
 }
 
 func newBench(t *testing.T) *bench {
@@ -207,6 +208,7 @@ func (b *bench) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	cfg := agentConfig(b.dir, b.token.Text(), b.log)
+	cfg.BootID = b.bootID
 	go func() { done <- host.Run(ctx, cfg) }()
 	b.stop = func() {
 		cancel()

@@ -16,10 +16,10 @@ import (
 	"drover/internal/hostnet"
 )
 
-// qemuPID finds the one QEMU of a bench.
-func (b *bench) qemuPID() int {
+// qemuPIDs finds the QEMUs of a bench.
+func (b *bench) qemuPIDs() []int {
 	b.t.Helper()
-	found := 0
+	var found []int
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		text, err := os.ReadFile(p)
@@ -30,15 +30,19 @@ func (b *bench) qemuPID() int {
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		if found != 0 {
-			b.t.Fatalf("two QEMUs run: %d and %d", found, pid)
-		}
-		found = pid
-	}
-	if found == 0 {
-		b.t.Fatal("no QEMU runs")
+		found = append(found, pid)
 	}
 	return found
+}
+
+// qemuPID is the one QEMU of a bench.
+func (b *bench) qemuPID() int {
+	b.t.Helper()
+	pids := b.qemuPIDs()
+	if len(pids) != 1 {
+		b.t.Fatalf("QEMUs that run: %v, want one", pids)
+	}
+	return pids[0]
 }
 
 func TestAgentKilled(t *testing.T) {
@@ -148,13 +152,7 @@ func (b *bench) listens(path string) bool {
 	if _, err := os.Stat(path); err != nil {
 		return false
 	}
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		if text, err := os.ReadFile(p); err == nil && strings.Contains(string(text), b.shm()) {
-			return true
-		}
-	}
-	return false
+	return len(b.qemuPIDs()) > 0
 }
 
 // waitForFile waits until something changes in a directory, or its parent while it is not there, or a second.

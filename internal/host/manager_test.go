@@ -54,6 +54,9 @@ type fakeManager struct {
 	enrols  int
 	streams int
 	fail    error // what Report answers
+
+	cutAfter int64    // the next download of a qcow2 ends after this
+	ranges   []string // that downloads of qcow2 asked for
 }
 
 func newManager(t testing.TB, dir string) *fakeManager {
@@ -96,10 +99,20 @@ func (m *fakeManager) listen(addr string) {
 	mux.HandleFunc("GET /images/{sum}", func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
 		path, ok := m.files[r.PathValue("sum")]
+		cut := m.cutAfter
+		if strings.HasSuffix(path, ".qcow2") {
+			m.cutAfter = 0
+			m.ranges = append(m.ranges, r.Header.Get("Range"))
+		} else {
+			cut = 0
+		}
 		m.mu.Unlock()
 		if !ok {
 			http.NotFound(w, r)
 			return
+		}
+		if cut > 0 {
+			w = &cutWriter{w, cut}
 		}
 		http.ServeFile(w, r, path)
 	})

@@ -29,6 +29,9 @@ func (p *Process) save(ctx context.Context, f *os.File) error {
 		return fmt.Errorf("pass file for memory: %w", err)
 	}
 	err := p.migration(ctx, "save memory", func() error { return p.qmp.Migrate(ctx, "fd:memory") })
+	if err == nil {
+		err = p.finalized(ctx)
+	}
 	if err != nil && ctx.Err() != nil {
 		// Leave no migration behind: it would hold the file and refuse the next one.
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoGrace)
@@ -63,6 +66,22 @@ func (p *Process) migration(ctx context.Context, what string, begin func() error
 		}
 		if _, err := sub.Next(ctx); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+}
+
+// finalized waits until a migration that is over has let go of the machine: QEMU says that it is completed, or
+// cancelled, a moment before cont is allowed again (migration_iteration_finish), and has no event for that moment.
+func (p *Process) finalized(ctx context.Context) error {
+	for {
+		st, err := p.qmp.QueryStatus(ctx)
+		if err != nil || st.Status != "finish-migrate" {
+			return err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of a migration: %w", ctx.Err())
 		}
 	}
 }

@@ -124,6 +124,9 @@ func (p *Process) reconcileSnapshot(ctx context.Context, overlays map[string]Lay
 		if err := p.qmp.MigrateCancel(ctx); err != nil && !isRefusal(err) {
 			return err
 		}
+		if err := p.finalized(ctx); err != nil {
+			return err
+		}
 		for _, l := range overlays {
 			if err := p.dropLayer(ctx, l.ID); err != nil {
 				return err
