@@ -7,6 +7,7 @@ import (
 	v1 "drover/api/drover/v1"
 	"drover/internal/auth"
 	"drover/internal/resource"
+	"drover/internal/rpc"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -24,11 +25,13 @@ func (a auditor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return next(ctx, req)
 		}
 		msg, _ := req.Any().(proto.Message)
+		if trial(msg) {
+			return next(ctx, req)
+		}
 		rec := a.begin(ctx, name, c, msg)
 		res, err := next(ctx, req)
 		if err == nil {
-			after, _ := res.Any().(proto.Message)
-			rec.After = asJSON(after)
+			rec.After = after(c, msg, res.Any())
 		}
 		a.end(ctx, rec, err)
 		return res, err
@@ -56,6 +59,24 @@ func (a auditor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect
 	}
 }
 
+// trial reports whether a request only asks what would be.
+func trial(msg proto.Message) bool {
+	v, ok := msg.(interface{ GetValidateOnly() bool })
+	return ok && v.GetValidateOnly()
+}
+
+// after is what the audit log keeps of an answer: the resource, but nothing of what a guest said or showed.
+func after(c call, req proto.Message, res any) string {
+	if c.verb == auth.VerbConsole {
+		if x, ok := req.(*v1.ExecRequest); ok {
+			return asJSON(&v1.ExecRequest{Name: x.Name, Path: x.Path})
+		}
+		return ""
+	}
+	m, _ := res.(proto.Message)
+	return asJSON(m)
+}
+
 // firstMessage notes what a stream is opened with.
 type firstMessage struct {
 	connect.StreamingHandlerConn
@@ -74,29 +95,34 @@ func (f *firstMessage) Receive(m any) error {
 }
 
 func (a auditor) begin(ctx context.Context, name string, c call, msg proto.Message) *v1.AuditRecord {
-	rec := &v1.AuditRecord{Method: "drover.v1." + name, Kind: c.kind, Source: source(ctx), Principal: "nobody"}
-	if p, ok := auth.FromContext(ctx); ok {
+	rec := &v1.AuditRecord{Method: "drover.v1." + name, Kind: c.kind, Source: source(ctx), Principal: nobody}
+	p, known := auth.FromContext(ctx)
+	if known {
 		rec.Principal = p.String()
 	}
 	if msg != nil {
-		rec.Name = target(msg.ProtoReflect())
+		rec.Name = clip(target(msg.ProtoReflect()))
 	}
 	if login, ok := msg.(*v1.LoginRequest); ok {
 		rec.Principal, rec.Name = "user:"+clip(login.User), clip(login.User)
 	}
-	if rec.Name != "" && c.verb != auth.VerbCreate {
+	if known && rec.Name != "" && c.verb != auth.VerbCreate {
 		rec.Before = asJSON(a.s.m.Object(c.kind, rec.Name))
 	}
 	return rec
 }
 
 func (a auditor) end(ctx context.Context, rec *v1.AuditRecord, err error) {
+	if rec.Principal == nobody {
+		return // anybody could fill the log; such calls change nothing, and are counted in the metrics
+	}
 	rec.Code = "ok"
 	if err != nil {
-		rec.Code, rec.Message = connect.CodeOf(err).String(), err.Error()
+		err = told(err)
+		rec.Code, rec.Message = rpc.CodeOf(err).String(), text(err.Error(), longestMessage)
 		var re *resource.Error
 		if asError(err, &re) && re.Name != "" && rec.Name == "" {
-			rec.Name = re.Name
+			rec.Name = clip(re.Name)
 		}
 	}
 	if werr := a.s.m.Audit(context.WithoutCancel(ctx), rec); werr != nil {
@@ -104,7 +130,17 @@ func (a auditor) end(ctx context.Context, rec *v1.AuditRecord, err error) {
 	}
 }
 
-func clip(s string) string { return s[:min(len(s), 64)] }
+// nobody is the principal of a caller who isn't known.
+const nobody = "nobody"
+
+// longestMessage bounds what is kept of an error, in bytes.
+const longestMessage = 4 << 10
+
+// clip is a name that somebody gave, short enough to be kept.
+func clip(s string) string { return text(s, 130) }
+
+// text is at most n bytes of s, as valid UTF-8: nothing else can be in an answer.
+func text(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
 
 // target is the name of what a request is about: its name, VM or resource.
 func target(m protoreflect.Message) string {
@@ -168,6 +204,7 @@ func redact(m protoreflect.Message) {
 
 // done writes down a plain HTTP request that changed something, or failed to.
 func (a auditor) done(ctx context.Context, method, kind, name string, err error) {
+	name = clip(name)
 	a.end(ctx, a.begin(ctx, method, call{kind: kind}, &v1.GetRequest{Name: name}), err)
 }
 

@@ -85,6 +85,10 @@ func (s *Server) peer(r *http.Request, from string) (auth.Principal, error) {
 	if err != nil {
 		return auth.Principal{}, err
 	}
+	// The handshake looked at this; a connection can outlive its certificate.
+	if leaf := r.TLS.VerifiedChains[0][0]; s.m.Config().Clock.Now().After(leaf.NotAfter) {
+		return auth.Principal{}, &resource.Error{Code: resource.Anonymous, Kind: resource.KindHost, Name: id.Name, Reason: "CERTIFICATE_EXPIRED", Message: "its certificate has expired", Remedy: "connect anew with the renewed one"}
+	}
 	if id.Role != pki.RoleHost {
 		return auth.Principal{}, &resource.Error{Code: resource.Denied, Reason: "ROLE_UNKNOWN", Message: "certificates of role " + string(id.Role) + " don't call this API"}
 	}

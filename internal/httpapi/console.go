@@ -106,6 +106,7 @@ func (s vms) ConsoleLog(ctx context.Context, req *v1.ConsoleLogRequest, st *conn
 // vnc carries a VM's screen over a websocket, as noVNC speaks it: binary messages of the RFB protocol.
 func (s *Server) vnc(w http.ResponseWriter, r *http.Request) {
 	if err := may(r.Context(), auth.VerbConsole, resource.KindVM); err != nil {
+		(auditor{s}).done(r.Context(), "VNC", resource.KindVM, r.PathValue("vm"), err)
 		s.refuse(w, r, r.Context(), err)
 		return
 	}
@@ -133,7 +134,7 @@ func (s *Server) vnc(w http.ResponseWriter, r *http.Request) {
 			func(b []byte) error { return conn.Write(ctx, websocket.MessageBinary, b) })
 	}
 	if err != nil && context.Cause(ctx) == nil {
-		conn.Close(websocket.StatusInternalError, clip(rpc.FromError(err).Error()))
+		conn.Close(websocket.StatusInternalError, text(rpc.FromError(err).Error(), 120)) // RFC 6455, 5.5: at most 123 bytes
 		return
 	}
 	conn.Close(websocket.StatusNormalClosure, "")

@@ -12,7 +12,8 @@
 // # Invariants
 //
 // No procedure is served that is not in the table of calls. Nothing but log-in, enrolment and the health check answers a caller who isn't known. A
-// call that changed something, or tried to, is in the audit log before its answer is sent. No secret is written there.
+// call that changed something, or tried to, is in the audit log before its answer is sent. No secret is written there,
+// and nothing that a guest said. What unknown callers try is only counted, so that they can't fill it.
 //
 // # Lock order
 //

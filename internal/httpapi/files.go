@@ -78,6 +78,7 @@ func (s *Server) uploaded(w http.ResponseWriter, r *http.Request) {
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 	ctx, name := r.Context(), r.PathValue("name")
 	if err := may(ctx, auth.VerbCreate, resource.KindImage); err != nil {
+		(auditor{s}).done(ctx, "Upload", resource.KindImage, name, err)
 		s.refuse(w, r, ctx, err)
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"drover/api/drover/v1/droverv1connect"
@@ -25,6 +26,9 @@ type Server struct {
 	log     *slog.Logger
 	handler http.Handler
 	metrics *metrics
+	// stopping is closed when Serve is told to end: streams end then. requests are those that are being answered.
+	stopping chan struct{}
+	requests sync.WaitGroup
 }
 
 // Run opens a manager, serves it until ctx ends, and closes it. ready is called when both listeners answer.
@@ -35,16 +39,20 @@ func Run(ctx context.Context, cfg manager.Config, ready func(*manager.Manager)) 
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	s := New(m)
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
+	// The manager runs until nothing is served any more: what is being answered still needs it.
+	own, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	up := make(chan struct{})
-	g.Go(func() error { return m.Run(ctx, func() { close(up) }) })
+	g.Go(func() error { return m.Run(own, func() { close(up) }) })
 	g.Go(func() error {
+		defer stop()
 		select {
 		case <-up:
-		case <-ctx.Done():
+		case <-gctx.Done():
 			return nil
 		}
-		return s.Serve(ctx, func() {
+		return s.Serve(gctx, func() {
 			if ready != nil {
 				ready(m)
 			}
@@ -55,7 +63,7 @@ func Run(ctx context.Context, cfg manager.Config, ready func(*manager.Manager)) 
 
 // New makes the server of a manager.
 func New(m *manager.Manager) *Server {
-	s := &Server{m: m, log: m.Logger(), metrics: newMetrics(m)}
+	s := &Server{m: m, log: m.Logger(), metrics: newMetrics(m), stopping: make(chan struct{})}
 	s.handler = s.routes()
 	return s
 }
@@ -66,7 +74,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // The order of interceptors, outermost first: errors are put into words last, so that the others see them as they are; calls
 // are timed with all that is done for them; what is refused is written down, too.
 func (s *Server) routes() http.Handler {
-	opts := connect.WithHandlerOptions(rpc.HandlerOptions(rpc.Errors(s.log), s.metrics, auditor{s}, guard{})...)
+	opts := connect.WithHandlerOptions(rpc.HandlerOptions(rpc.Errors(s.log), s.metrics, ending{s.stopping}, auditor{s}, guard{})...)
 	mux := http.NewServeMux()
 	for _, h := range []func() (string, http.Handler){
 		func() (string, http.Handler) { return droverv1connect.NewSiteServiceHandler(sites{s.m}, opts) },
@@ -98,8 +106,8 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /metrics", s.serveMetrics)
 	mux.HandleFunc("GET /images/{sha256}", s.serveImage)
 	mux.HandleFunc("HEAD /upload/images/{name}", s.uploaded)
-	mux.HandleFunc("PUT /upload/images/{name}", s.upload)
-	mux.HandleFunc("GET /ws/vnc/{vm}", s.vnc)
+	mux.HandleFunc("PUT /upload/images/{name}", s.whileServing(s.upload))
+	mux.HandleFunc("GET /ws/vnc/{vm}", s.whileServing(s.vnc))
 	return s.identify(mux)
 }
 
@@ -107,10 +115,12 @@ func (s *Server) routes() http.Handler {
 const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 5 * time.Minute
-	drainTime     = 3 * time.Second
+	// drainTime is what calls that are being answered get to end when the server does.
+	drainTime = 2 * time.Second
 )
 
-// Serve listens on the Unix socket and on TCP until ctx ends.
+// Serve listens on the Unix socket and on TCP until ctx ends; then streams end, calls get a moment, and it returns when no handler
+// runs any more. Call it once.
 func (s *Server) Serve(ctx context.Context, ready func()) error {
 	cfg := s.m.Config()
 	socket, err := listenUnix(cfg.Socket)
@@ -136,14 +146,19 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 	g.Go(func() error { return served(remote.ServeTLS(tcp, "", "")) })
 	g.Go(func() error {
 		<-gctx.Done()
-		// Streams end with their own contexts; whoever still asks something gets a moment.
+		close(s.stopping)
 		end, stop := context.WithTimeout(context.WithoutCancel(gctx), drainTime)
 		defer stop()
+		var both sync.WaitGroup
 		for _, srv := range []*http.Server{local, remote} {
-			if err := srv.Shutdown(end); err != nil {
-				srv.Close()
-			}
+			both.Go(func() {
+				if err := srv.Shutdown(end); err != nil {
+					srv.Close() // which ends the contexts of its requests
+				}
+			})
 		}
+		both.Wait()
+		s.requests.Wait()
 		return nil
 	})
 	s.log.Info("api: listening", "socket", cfg.Socket, "address", tcp.Addr().String())
@@ -153,9 +168,18 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 
 func (s *Server) server(unencrypted bool) *http.Server {
 	return &http.Server{
-		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, Protocols: rpc.ServerProtocols(unencrypted),
+		Handler: s.counted(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, Protocols: rpc.ServerProtocols(unencrypted),
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), MaxHeaderBytes: 64 << 10,
 	}
+}
+
+// counted is the handler, with its requests counted.
+func (s *Server) counted() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.requests.Add(1)
+		defer s.requests.Done()
+		s.handler.ServeHTTP(w, r)
+	})
 }
 
 func served(err error) error {

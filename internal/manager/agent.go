@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
+	"slices"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -17,7 +17,7 @@ import (
 // WatchFor streams what a host should know and run: its own record, its datastores, the networks and images, then its VMs;
 // SYNCED; then changes. A VM that is no longer the host's is DELETED.
 func (m *Manager) WatchFor(ctx context.Context, host string, send func(*v1.AgentChange) error) error {
-	feed := &agentFeed{m: m, host: host, send: send, mine: map[string]bool{}}
+	feed := &agentFeed{m: m, host: host, send: send, mine: map[string]bool{}, told: map[string]int64{}}
 	hosts, stores, nets := m.Hosts.cache.Subscribe(0), m.Datastores.cache.Subscribe(0), m.Networks.cache.Subscribe(0)
 	images, vms := m.Images.cache.Subscribe(0), m.VMs.cache.Subscribe(0)
 	steps := make(chan func() error)
@@ -102,7 +102,8 @@ type agentFeed struct {
 	m    *Manager
 	host string
 	send func(*v1.AgentChange) error
-	mine map[string]bool // VMs that the host was told of
+	mine map[string]bool  // VMs that the host was told of
+	told map[string]int64 // revisions of the images and networks that it was told of, "KIND/NAME"
 }
 
 func changeOf[T proto.Message](e store.Event[T]) (v1.ChangeKind, T, error) {
@@ -143,6 +144,7 @@ func (f *agentFeed) network(e store.Event[*v1.Network]) error {
 	if err != nil || kind == 0 {
 		return err
 	}
+	f.note(resource.KindNetwork, n.Meta)
 	return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Network{Network: n}})
 }
 
@@ -151,7 +153,51 @@ func (f *agentFeed) image(e store.Event[*v1.Image]) error {
 	if err != nil || kind == 0 {
 		return err
 	}
+	f.note(resource.KindImage, i.Meta)
 	return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Image{Image: i}})
+}
+
+func (f *agentFeed) note(kind resource.Kind, m *v1.Meta) { f.told[kind+"/"+m.Name] = m.Revision }
+
+func (f *agentFeed) behind(kind resource.Kind, m *v1.Meta) bool {
+	return f.told[kind+"/"+m.Name] < m.Revision
+}
+
+// ahead sends what a VM needs, if its own stream has not come to it yet: kinds are followed apart from each other.
+func (f *agentFeed) ahead(vm *v1.VM) error {
+	for _, name := range imagesOf(vm.Spec) {
+		if i, ok := f.m.Images.cache.Get(name); ok && f.behind(resource.KindImage, i.Meta) {
+			if err := f.image(store.Event[*v1.Image]{Type: store.Put, Object: i}); err != nil {
+				return err
+			}
+		}
+	}
+	for _, nic := range vm.Spec.GetNics() {
+		if n, ok := f.m.Networks.cache.Get(nic.Network); ok && f.behind(resource.KindNetwork, n.Meta) {
+			if err := f.network(store.Event[*v1.Network]{Type: store.Put, Object: n}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// imagesOf are the names of the images that a VM is made of.
+func imagesOf(s *v1.VMSpec) []string {
+	var names []string
+	add := func(name string) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	add(s.GetKernelImage())
+	for _, d := range s.GetDisks() {
+		add(d.Image)
+	}
+	for _, c := range s.GetCdroms() {
+		add(c.Image)
+	}
+	return names
 }
 
 func (f *agentFeed) vm(e store.Event[*v1.VM]) error {
@@ -177,6 +223,11 @@ func (f *agentFeed) vm(e store.Event[*v1.VM]) error {
 	if kind == v1.ChangeKind_CHANGE_KIND_MODIFIED && e.Old.ProtoReflect().IsValid() && e.Old.Meta.Generation == vm.Meta.Generation && e.Old.GetStatus().GetEpoch() == vm.Status.Epoch {
 		return nil
 	}
+	if here {
+		if err := f.ahead(vm); err != nil {
+			return err
+		}
+	}
 	return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Vm{Vm: vm}})
 }
 
@@ -188,8 +239,13 @@ func (m *Manager) Report(ctx context.Context, host *v1.Host, req *v1.ReportReque
 		return nil, err
 	}
 	for _, d := range req.Datastores {
-		if err := m.reportDatastore(ctx, name, d); err != nil {
+		// A datastore that can't be taken must not keep the rest from being heard.
+		if err := m.reportDatastore(ctx, name, d); err != nil && resource.CodeOf(err) != resource.Invalid && resource.CodeOf(err) != resource.Exists {
 			return nil, err
+		} else if _, again := m.refused.LoadOrStore(name+"/"+d.Name, true); err != nil && !again {
+			m.event(v1.Severity_SEVERITY_ERROR, resource.KindHost, name, "DATASTORE_REFUSED", err.Error())
+		} else if err == nil {
+			m.refused.Delete(name + "/" + d.Name)
 		}
 	}
 	res := &v1.ReportResponse{Interval: durationpb.New(m.cfg.HostTimeout / 3)}
@@ -204,6 +260,9 @@ func (m *Manager) Report(ctx context.Context, host *v1.Host, req *v1.ReportReque
 	}
 	for _, e := range req.Events {
 		e.Host, e.Id = name, 0
+		if !e.Time.IsValid() || e.Time.AsTime().After(m.cfg.Clock.Now()) {
+			e.Time = stamp(m.cfg.Clock.Now())
+		}
 		m.record(e)
 	}
 	m.sample(name, req.Samples)
@@ -275,22 +334,18 @@ func (m *Manager) reportVM(ctx context.Context, host string, r *v1.VMReport) err
 	}
 	cur, ok := m.VMs.cache.Get(r.Name)
 	if !ok || !owns(cur) {
-		// The copy may be behind: what counts is the store.
+		// The copy may be behind: what counts is the store. That it doesn't answer does not make a report stale.
 		var err error
-		if cur, err = m.VMs.coll.Get(ctx, r.Name); err != nil || !owns(cur) {
+		cur, err = m.VMs.coll.Get(ctx, r.Name)
+		switch {
+		case errors.Is(err, store.ErrUnavailable):
+			return m.VMs.translate(err, r.Name)
+		case err != nil || !owns(cur):
 			return errStale
 		}
 	}
 	if r.Gone {
-		if cur.Meta.DeleteTime == nil {
-			m.event(v1.Severity_SEVERITY_ERROR, resource.KindVM, r.Name, "VM_LOST", "host "+host+" holds nothing of it any more")
-			return nil
-		}
-		fresh, err := m.VMs.coll.Get(ctx, r.Name)
-		if err != nil {
-			return errStale
-		}
-		return m.forgetVM(ctx, fresh)
+		return m.reportGone(ctx, host, r.Name, owns)
 	}
 	apply := func(vm *v1.VM) error {
 		if !owns(vm) {
@@ -312,6 +367,49 @@ func (m *Manager) reportVM(ctx context.Context, host string, r *v1.VMReport) err
 		return nil
 	}
 	_, err := m.VMs.mutate(ctx, r.Name, apply)
+	if resource.CodeOf(err) == resource.NotFound && err != nil {
+		return errStale
+	}
+	return err
+}
+
+// reportGone takes in that the owner of a VM holds nothing of it any more.
+func (m *Manager) reportGone(ctx context.Context, host, name string, owns func(*v1.VM) bool) error {
+	for range changeTries {
+		vm, err := m.VMs.coll.Get(ctx, name)
+		if errors.Is(err, store.ErrNotFound) || err == nil && !owns(vm) {
+			return errStale // gone from here, too, and perhaps made anew
+		}
+		if err != nil {
+			return m.VMs.translate(err, name)
+		}
+		if vm.Meta.DeleteTime == nil {
+			return m.lost(ctx, host, name, owns)
+		}
+		if err := m.forgetVM(ctx, vm); resource.CodeOf(err) != resource.Conflict {
+			return err
+		}
+	}
+	return m.VMs.translate(store.ErrConflict, name)
+}
+
+// lost marks a VM that its host has lost without being told to delete it.
+func (m *Manager) lost(ctx context.Context, host, name string, owns func(*v1.VM) bool) error {
+	message := "host " + host + " holds nothing of it any more"
+	news := false
+	_, err := m.VMs.mutate(ctx, name, func(vm *v1.VM) error {
+		if !owns(vm) {
+			return errStale
+		}
+		if news = vm.Status.Phase != v1.VMPhase_VM_PHASE_FAILED || vm.Status.Message != message; !news {
+			return errSame
+		}
+		vm.Status.Phase, vm.Status.Message, vm.Status.PhaseTime = v1.VMPhase_VM_PHASE_FAILED, message, stamp(m.cfg.Clock.Now())
+		return nil
+	})
+	if err == nil && news {
+		m.event(v1.Severity_SEVERITY_ERROR, resource.KindVM, name, "VM_LOST", message)
+	}
 	return err
 }
 
@@ -323,40 +421,12 @@ func mergeStatus(vm *v1.VM, st *v1.VMStatus) {
 	}
 	st = clone(st)
 	st.Owner, st.Epoch, st.Site, st.Busy, st.CurrentSnapshot = was.Owner, was.Epoch, was.Site, was.Busy, was.CurrentSnapshot
-	if st.Phase == was.Phase && st.PhaseTime == nil {
+	if st.PhaseTime == nil {
 		st.PhaseTime = was.PhaseTime
 	}
+	st.ObservedGeneration = min(st.ObservedGeneration, vm.Meta.Generation)
 	if vm.Meta.DeleteTime != nil {
 		st.Phase = v1.VMPhase_VM_PHASE_DELETING
 	}
 	vm.Status = st
-}
-
-// collectGarbage finishes deletions whose last step was cut off: a VM that is being deleted and has no owner.
-func (m *Manager) collectGarbage(ctx context.Context) error {
-	const every = 30 * time.Second
-	for {
-		vms, _ := m.VMs.cache.List()
-		for _, vm := range vms {
-			if vm.Meta.DeleteTime != nil && vm.GetStatus().GetOwner() == "" {
-				if err := m.forgetVM(ctx, vm); err != nil && ctx.Err() == nil {
-					m.log.Warn("manager: finish deleting", "vm", vm.Meta.Name, "err", err)
-				}
-			}
-		}
-		snaps, _ := m.Snapshots.cache.List()
-		for _, s := range snaps {
-			vm, _, _ := resource.Part(s.Meta.Name)
-			if _, ok := m.VMs.cache.Get(vm); !ok {
-				if err := m.Snapshots.remove(ctx, s.Meta.Name, s.Meta.Revision); err != nil && ctx.Err() == nil {
-					m.log.Warn("manager: drop snapshot without VM", "snapshot", s.Meta.Name, "err", err)
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-m.cfg.Clock.After(every):
-		}
-	}
 }

@@ -2,7 +2,6 @@ package manager
 
 import (
 	"context"
-	"slices"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -66,12 +65,15 @@ func (m *Manager) cloneInto(vm *v1.VM) (*pin, error) {
 		return nil, bad("VM_NOT_READY", "its disks are still being made", "wait until it is off")
 	}
 	given := vm.Spec
+	if h := given.Placement.GetHost(); h != "" && h != src.Status.Owner {
+		return nil, bad("CANNOT_MOVE", "its disks are on host "+src.Status.Owner+", and this version can't clone them to host "+h, "leave the host out")
+	}
 	vm.Spec = clone(spec)
 	vm.Spec.CloneFrom, vm.Spec.Template, vm.Spec.Power, vm.Spec.StopGrace = from, given.Template, given.Power, nil
 	overlay(vm.Spec, given)
-	for i, n := range vm.Spec.Nics {
-		if !slices.ContainsFunc(given.Nics, func(g *v1.NICSpec) bool { return g.Name == n.Name && g.Mac != "" }) {
-			vm.Spec.Nics[i].Mac = resource.NewMAC()
+	if len(given.Nics) == 0 {
+		for _, n := range vm.Spec.Nics {
+			n.Mac = "" // the source's are the source's
 		}
 	}
 	return &pin{host: src.Status.Owner}, nil

@@ -5,15 +5,20 @@ import (
 	"sync"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/resource"
 )
 
-// hub passes values on to those who listen now. One who doesn't keep up loses the oldest.
+// hub passes values on to those who listen now. One who doesn't keep up is told so and has to listen anew: nothing is
+// lost silently.
 type hub[T any] struct {
 	mu   sync.Mutex
-	subs map[chan T]struct{}
+	subs map[chan T]struct{} // a channel is closed when it is taken out for being full
 }
 
 func newHub[T any]() *hub[T] { return &hub[T]{subs: map[chan T]struct{}{}} }
+
+// errBehind ends a listener that didn't keep up.
+var errBehind = &resource.Error{Code: resource.Unavailable, Reason: "WATCH_LOST", Message: "the stream fell behind", Remedy: "watch again, with a backlog"}
 
 // hubDepth is how far a listener may lag.
 const hubDepth = 256
@@ -22,17 +27,11 @@ func (h *hub[T]) send(v T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for c := range h.subs {
-		for {
-			select {
-			case c <- v:
-			default:
-				select {
-				case <-c: // make room
-				default:
-				}
-				continue
-			}
-			break
+		select {
+		case c <- v:
+		default:
+			delete(h.subs, c)
+			close(c)
 		}
 	}
 }
@@ -53,7 +52,10 @@ func (h *hub[T]) listen(ctx context.Context, begun func() error, f func(T) error
 	}
 	for {
 		select {
-		case v := <-c:
+		case v, ok := <-c:
+			if !ok {
+				return errBehind
+			}
 			if err := f(v); err != nil {
 				return err
 			}

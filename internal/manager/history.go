@@ -2,12 +2,15 @@ package manager
 
 import (
 	"context"
+	"math"
+	"regexp"
 	"strconv"
 	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/history"
 	"drover/internal/resource"
+	"drover/internal/task"
 )
 
 // taskLine is a line of a task's log as followers get it.
@@ -36,6 +39,25 @@ func (m *Manager) queue(record any) {
 // record keeps an event and tells those who watch.
 func (m *Manager) record(e *v1.Event) { m.queue(e) }
 
+// written waits until all that was told to the history so far can be read in it.
+func (m *Manager) written(ctx context.Context) error {
+	mark := make(flushed)
+	select {
+	case m.pending <- mark:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-mark:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// flushed is closed when what was queued before it is written.
+type flushed chan struct{}
+
 // taskLog keeps a line that a task said.
 func (m *Manager) taskLog(task string, at time.Time, line string) {
 	m.queue(history.TaskLine{Task: task, Time: at, Line: line})
@@ -49,13 +71,27 @@ func (m *Manager) sample(host string, samples []*v1.Sample) {
 	}
 	list := make([]history.Sample, 0, len(samples))
 	for _, s := range samples {
-		if s.Kind != resource.KindVM && (s.Kind != resource.KindHost || s.Name != host) {
+		if !m.measures(host, s) {
 			continue
 		}
 		list = append(list, history.Sample{Kind: s.Kind, Name: s.Name, Metric: s.Metric, Unit: unitOf(s.Metric), Time: s.Time.AsTime(), Value: s.Value})
 	}
 	m.queue(list)
 }
+
+// measures reports whether a host may say that of something: of itself, and of the VMs that it holds.
+func (m *Manager) measures(host string, s *v1.Sample) bool {
+	if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) || !s.Time.IsValid() || !metricName.MatchString(s.Metric) {
+		return false
+	}
+	if s.Kind == resource.KindVM {
+		vm, ok := m.VMs.cache.Get(s.Name)
+		return ok && vm.GetStatus().GetOwner() == host
+	}
+	return s.Kind == resource.KindHost && s.Name == host
+}
+
+var metricName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
 // units of what hosts measure.
 var units = map[string]string{
@@ -66,7 +102,7 @@ var units = map[string]string{
 func unitOf(metric string) string { return units[metric] }
 
 // writeHistory writes what waits, as much as there is at once, until ctx ends and nothing waits any more.
-func (m *Manager) writeHistory(ctx context.Context) error {
+func (m *Manager) writeHistory(ctx context.Context) {
 	for {
 		var first any
 		select {
@@ -75,13 +111,13 @@ func (m *Manager) writeHistory(ctx context.Context) error {
 			select {
 			case first = <-m.pending:
 			case <-ctx.Done():
-				return nil
+				return
 			}
 		}
 		batch := &history.Batch{}
-		add(batch, first)
+		marks := add(batch, first)
 		for n := len(m.pending); n > 0; n-- {
-			add(batch, <-m.pending)
+			marks = append(marks, add(batch, <-m.pending)...)
 		}
 		if err := m.history.Append(context.WithoutCancel(ctx), batch); err != nil {
 			m.log.Error("manager: write history", "err", err)
@@ -89,11 +125,16 @@ func (m *Manager) writeHistory(ctx context.Context) error {
 		for _, e := range batch.Events {
 			m.events.send(e)
 		}
+		for _, mark := range marks {
+			close(mark)
+		}
 	}
 }
 
-func add(b *history.Batch, record any) {
+func add(b *history.Batch, record any) (marks []flushed) {
 	switch r := record.(type) {
+	case flushed:
+		return []flushed{r}
 	case *v1.Event:
 		b.Events = append(b.Events, r)
 	case history.TaskLine:
@@ -101,6 +142,7 @@ func add(b *history.Batch, record any) {
 	case []history.Sample:
 		b.Samples = append(b.Samples, r...)
 	}
+	return nil
 }
 
 // Audit keeps the record of a call that changed something. It is on disk when Audit returns.
@@ -176,6 +218,7 @@ func (m *Manager) WatchEvents(ctx context.Context, req *v1.WatchEventsRequest, s
 		if !wanted(e) || e.Id <= last {
 			return nil
 		}
+		last = e.Id
 		return send(e)
 	})
 }
@@ -228,6 +271,9 @@ func (m *Manager) TaskLog(ctx context.Context, name string, follow bool, send fu
 	if _, err := m.Tasks.lookup(name); err != nil {
 		return err
 	}
+	if err := m.written(ctx); err != nil {
+		return err
+	}
 	var after int64
 	old := func() error {
 		for {
@@ -270,11 +316,13 @@ func (m *Manager) followTask(ctx context.Context, name string, more func() error
 		if err != nil {
 			return err
 		}
-		if err := more(); err != nil {
-			return err
+		if task.Ended(t) {
+			if err := m.written(ctx); err != nil {
+				return err
+			}
 		}
-		if t.Status.State >= v1.TaskState_TASK_STATE_SUCCEEDED {
-			return nil
+		if err := more(); err != nil || task.Ended(t) {
+			return err
 		}
 		select {
 		case <-nudge:

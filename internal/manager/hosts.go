@@ -62,12 +62,20 @@ func (m *Manager) watchHosts(ctx context.Context) error {
 			if h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_READY || m.cfg.Clock.Now().Sub(last) < m.cfg.HostTimeout {
 				continue
 			}
+			silent := false
 			_, err := m.Hosts.mutate(ctx, h.Meta.Name, func(h *v1.Host) error {
+				now, heard := m.heard.last(h.Meta.Name)
+				silent = h.GetStatus().GetPhase() == v1.HostPhase_HOST_PHASE_READY && (!heard || !now.After(last))
+				if !silent {
+					return errSame
+				}
 				h.Status.Phase = v1.HostPhase_HOST_PHASE_UNREACHABLE
 				return nil
 			})
 			if err != nil && ctx.Err() == nil {
 				m.log.Error("manager: mark host unreachable", "host", h.Meta.Name, "err", err)
+			}
+			if err != nil || !silent {
 				continue
 			}
 			m.event(v1.Severity_SEVERITY_ERROR, resource.KindHost, h.Meta.Name, "HOST_UNREACHABLE", "no word from it for "+m.cfg.HostTimeout.String()+"; its VMs may well run on")
@@ -119,6 +127,9 @@ func (m *Manager) addresses() []string {
 // Enroll lets a machine with a join token in as a host.
 func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.EnrollResponse, error) {
 	refuse := func(err error) error {
+		if errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+			return m.joinKeys.translate(err, "") // the machine tries again
+		}
 		return &resource.Error{Code: resource.Denied, Kind: resource.KindHost, Name: req.Hostname, Reason: "JOIN_REFUSED", Message: err.Error(), Err: err}
 	}
 	key, err := pki.RequestKey(req.Csr)
@@ -129,6 +140,14 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 	if err != nil {
 		return nil, refuse(err)
 	}
+	ctx, done, err := m.exclusive(ctx) // the site must not go meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if _, ok := m.Sites.cache.Get(rec.Site); !ok {
+		return nil, refuse(fmt.Errorf("site %q, for which the token was made, does not exist any more", rec.Site))
+	}
 	claim := rec.Claim
 	id := pki.Identity{Role: pki.RoleHost, Name: claim.Name, UID: claim.UID}
 	now := stamp(m.cfg.Clock.Now())
@@ -137,7 +156,14 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 		Spec:   &v1.HostSpec{Site: rec.Site},
 		Status: &v1.HostStatus{Phase: v1.HostPhase_HOST_PHASE_JOINING, Address: req.Address},
 	}
-	err = m.Hosts.coll.Create(ctx, h)
+	if _, ok := m.Hosts.cache.Get(claim.Name); !ok {
+		// VMs of a removed host of that name must not fall to this one.
+		if err := m.disownAll(ctx, claim.Name); err != nil {
+			return nil, err
+		}
+	}
+	_, err = m.store.Txn(ctx, m.Hosts.coll.CreateOp(h))
+	joined := err == nil
 	if errors.Is(err, store.ErrExists) {
 		// The answer to an earlier try may have been lost: the same key gets the same claim.
 		have, gerr := m.Hosts.coll.Get(ctx, claim.Name)
@@ -147,11 +173,17 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 	} else if err != nil {
 		return nil, m.Hosts.translate(err, claim.Name)
 	}
+	// The host comes at once with its certificate, and must be known then.
+	if err := m.Hosts.cache.WaitRevision(ctx, h.Meta.Revision); err != nil {
+		return nil, err
+	}
 	chain, err := m.ca.Issue(key, pki.Grant{Identity: id})
 	if err != nil {
 		return nil, refuse(err)
 	}
-	m.event(v1.Severity_SEVERITY_INFO, resource.KindHost, claim.Name, "HOST_JOINED", "in site "+rec.Site)
+	if joined {
+		m.event(v1.Severity_SEVERITY_INFO, resource.KindHost, claim.Name, "HOST_JOINED", "in site "+rec.Site)
+	}
 	return &v1.EnrollResponse{Certificate: pki.EncodeCertificates(chain...), Ca: m.ca.Trust().PEM(), Host: claim.Name, HostUid: claim.UID, Site: rec.Site}, nil
 }
 
@@ -200,8 +232,11 @@ func (m *Manager) Admit(id pki.Identity) error {
 
 // DeleteHost forgets a host. With force its VMs lose their owner: they can only be deleted then.
 func (m *Manager) DeleteHost(ctx context.Context, name string, revision int64, force bool) (*v1.Host, error) {
-	m.admission.Lock()
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	h, err := m.Hosts.lookup(name)
 	if err != nil {
 		return nil, err
@@ -209,40 +244,43 @@ func (m *Manager) DeleteHost(ctx context.Context, name string, revision int64, f
 	if err := atRevision(resource.KindHost, h.Meta, revision); err != nil {
 		return nil, err
 	}
-	var orphans []*v1.VM
-	vms, _ := m.VMs.cache.List()
-	for _, vm := range vms {
-		if vm.GetStatus().GetOwner() == name {
-			orphans = append(orphans, vm)
-		}
-	}
-	if len(orphans) > 0 && !force {
-		return nil, &resource.Error{Code: resource.Precondition, Kind: resource.KindHost, Name: name, Reason: "HAS_VMS", Message: fmt.Sprintf("holds %d VMs", len(orphans)), Remedy: "delete them first; or, if the machine is gone for good, delete it with --force and lose them"}
+	held := m.residents()[name]
+	if len(held) > 0 && !force {
+		return nil, &resource.Error{Code: resource.Precondition, Kind: resource.KindHost, Name: name, Reason: "HAS_VMS", Message: fmt.Sprintf("holds %d VMs", len(held)), Remedy: "delete them first; or, if the machine is gone for good, delete it with --force and lose them"}
 	}
 	seen := m.Hosts.seen(h)
+	// Its token goes first: it would let the same machine in again as the same host.
+	if err := m.dropJoins(ctx, func(j *v1.Join) bool { return j.GetClaim().GetUid() == h.Meta.Uid }); err != nil {
+		return nil, err
+	}
 	if err := m.Hosts.remove(ctx, name, h.Meta.Revision); err != nil {
 		return nil, err
 	}
-	for _, vm := range orphans {
-		_, err := m.VMs.mutate(ctx, vm.Meta.Name, func(vm *v1.VM) error {
-			vm.Status.Owner, vm.Status.Epoch = "", vm.Status.Epoch+1
-			vm.Status.Phase, vm.Status.Message = v1.VMPhase_VM_PHASE_FAILED, "host "+name+", which held it and its disks, was removed"
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
+	// From here on the sweep finishes what is cut off.
+	m.heard.forget(name)
+	m.nodes.forget(name)
+	m.event(v1.Severity_SEVERITY_WARNING, resource.KindHost, name, "HOST_REMOVED", fmt.Sprintf("with %d VMs", len(held)))
+	if err := m.disownAll(ctx, name); err != nil {
+		return nil, err
 	}
 	stores, _ := m.Datastores.cache.List()
 	for _, d := range stores {
-		if d.Spec.Host == name {
-			if err := m.Datastores.remove(ctx, d.Meta.Name, d.Meta.Revision); err != nil {
-				return nil, err
-			}
+		if d.Spec.Host != name {
+			continue
+		}
+		if err := m.Datastores.remove(ctx, d.Meta.Name, 0); err != nil && resource.CodeOf(err) != resource.NotFound {
+			return nil, err
 		}
 	}
-	m.heard.forget(name)
-	m.nodes.forget(name)
-	m.event(v1.Severity_SEVERITY_WARNING, resource.KindHost, name, "HOST_REMOVED", fmt.Sprintf("with %d VMs", len(orphans)))
 	return seen, nil
+}
+
+// disownAll takes all its VMs from a host that is no more.
+func (m *Manager) disownAll(ctx context.Context, host string) error {
+	for _, vm := range m.residents()[host] {
+		if err := m.disown(ctx, vm.Meta.Name, host); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"drover/internal/disk/inspect"
 	"drover/internal/disk/library"
 	"drover/internal/resource"
+	"drover/internal/store"
 	"drover/internal/task"
 
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -59,8 +60,17 @@ func (m *Manager) CreateImage(ctx context.Context, i *v1.Image, validateOnly boo
 	return m.importImage(ctx, made.Meta.Name)
 }
 
-// importImage begins the task that makes an image ready.
+// importImage begins the task that makes an image ready, unless there is one or it has ended.
 func (m *Manager) importImage(ctx context.Context, name string) (*v1.Image, error) {
+	m.imports.Lock()
+	defer m.imports.Unlock()
+	i, err := m.Images.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	if i.GetStatus().GetPhase() > v1.ImagePhase_IMAGE_PHASE_IMPORTING || m.worked(resource.KindImage, name) {
+		return m.Images.seen(i), nil
+	}
 	t, err := m.submit(ctx, taskImageImport, resource.KindImage, name)
 	if err != nil {
 		return nil, err
@@ -76,7 +86,7 @@ func (m *Manager) importImage(ctx context.Context, name string) (*v1.Image, erro
 
 // UpdateImage changes an image's description, OS and labels.
 func (m *Manager) UpdateImage(ctx context.Context, i *v1.Image, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Image, error) {
-	return updateSimple(ctx, m.Images, i, mask, validateOnly, ignoreOld(resource.CheckImage), func(old, i *v1.Image) error {
+	return updateSimple(ctx, m, m.Images, i, mask, validateOnly, ignoreOld(resource.CheckImage), func(old, i *v1.Image) error {
 		f := resource.FaultsOf(resource.KindImage, i.Meta.Name)
 		if old.Spec.Kind != i.Spec.Kind || old.Spec.Url != i.Spec.Url || old.Spec.Sha256 != i.Spec.Sha256 {
 			f.Add("spec", "FIELD_IMMUTABLE", "kind, url and sha256 never change; import another image")
@@ -88,11 +98,14 @@ func (m *Manager) UpdateImage(ctx context.Context, i *v1.Image, mask *fieldmaskp
 // DeleteImage forgets an image and, if no other has the same content, its file. Disks that started from it live on:
 // their hosts keep what they need.
 func (m *Manager) DeleteImage(ctx context.Context, name string, revision int64, force bool) (*v1.Image, error) {
-	m.admission.Lock() // no VM may be made from it meanwhile
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx) // no VM may be made from it meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	i, err := deleteSimple(ctx, m.Images, name, revision, func(i *v1.Image) (users []string) {
-		if t, ok := m.Tasks.cache.Get(i.GetStatus().GetTask()); ok && !task.Ended(t) {
-			return []string{"task " + t.Meta.Name}
+		if phase := i.GetStatus().GetPhase(); phase <= v1.ImagePhase_IMAGE_PHASE_IMPORTING && m.worked(resource.KindImage, name) {
+			return []string{"the task that imports it, " + i.GetStatus().GetTask()}
 		}
 		if force {
 			return nil
@@ -102,24 +115,62 @@ func (m *Manager) DeleteImage(ctx context.Context, name string, revision int64, 
 	if err != nil {
 		return nil, err
 	}
-	all, _ := m.Images.cache.List()
-	same := slices.ContainsFunc(all, func(x *v1.Image) bool { return x.GetStatus().GetSha256() == i.GetStatus().GetSha256() })
-	if file := fileOf(i); file != "" && !same {
-		if err := m.images.Delete(file); err != nil && !errors.Is(err, library.ErrNotFound) {
-			m.log.Warn("manager: delete image file", "image", name, "err", err)
-		}
-	}
-	if err := os.Remove(m.upload(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.log.Warn("manager: delete upload", "image", name, "err", err)
+	if err := errors.Join(m.dropFile(fileOf(i)), removeIfThere(m.upload(i))); err != nil {
+		m.log.Warn("manager: delete image file", "image", name, "err", err)
 	}
 	return i, nil
 }
 
-// fileOf is the name of an image's file in the library.
-func fileOf(i *v1.Image) string { return i.GetMeta().GetAnnotations()[fileAnnotation] }
+// fileOf is the name of a ready image's file in the library: its SHA-256, and what it is.
+func fileOf(i *v1.Image) string {
+	sum, ext := i.GetStatus().GetSha256(), ".qcow2"
+	switch i.GetSpec().GetKind() {
+	case v1.ImageKind_IMAGE_KIND_ISO:
+		ext = ".iso"
+	case v1.ImageKind_IMAGE_KIND_KERNEL:
+		ext = ".kernel"
+	}
+	if sum == "" {
+		return ""
+	}
+	return sum + ext
+}
 
-// fileAnnotation says which file of the library an image is.
-const fileAnnotation = "drover/file"
+// dropFile deletes a file of the library that no image is made of. admission is held.
+func (m *Manager) dropFile(file string) error {
+	all, _ := m.Images.cache.List()
+	if file == "" || slices.ContainsFunc(all, func(i *v1.Image) bool { return fileOf(i) == file }) {
+		return nil
+	}
+	return m.images.Delete(file)
+}
+
+// sweepFiles deletes, before tasks are begun, what a killed manager left of imports and uploads without an image.
+func (m *Manager) sweepFiles(ctx context.Context) error {
+	_, done, err := m.exclusive(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	files, err := m.images.Files()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, m.dropFile(f))
+	}
+	all, _ := m.Images.cache.List()
+	uploads, err := os.ReadDir(m.cfg.path("uploads"))
+	for _, u := range uploads {
+		if !slices.ContainsFunc(all, func(i *v1.Image) bool {
+			return i.Meta.Uid == u.Name() && i.Status.Phase != v1.ImagePhase_IMAGE_PHASE_READY
+		}) {
+			errs = append(errs, removeIfThere(filepath.Join(m.cfg.path("uploads"), u.Name())))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
 
 // upload is where an image's upload is collected. Its uid is in the name: another image of the same name begins anew.
 func (m *Manager) upload(i *v1.Image) string {
@@ -186,6 +237,9 @@ func (m *Manager) Upload(ctx context.Context, name string, offset int64, from io
 	if !last {
 		return m.Images.seen(i), nil
 	}
+	if end+n == 0 {
+		return nil, &resource.Error{Code: resource.Invalid, Kind: resource.KindImage, Name: name, Reason: "UPLOAD_EMPTY", Message: "an upload of no bytes is no image", Remedy: "upload the file, and say last with its last piece"}
+	}
 	return m.importImage(ctx, name)
 }
 
@@ -217,33 +271,58 @@ func (m *Manager) doImport(ctx context.Context, r *task.Run) error {
 	if i.Spec.Url == "" {
 		req.Path = m.upload(i)
 	}
-	res, err := m.images.Import(ctx, req)
-	if err != nil {
-		return importError(name, err)
+	for range changeTries {
+		res, err := m.images.Import(ctx, req)
+		if err != nil {
+			return importError(name, err)
+		}
+		switch took, err := m.takeImport(ctx, name, res); {
+		case err != nil:
+			return err
+		case took:
+			if err := removeIfThere(m.upload(i)); err != nil {
+				r.Log("delete the upload: %v", err)
+			}
+			m.event(v1.Severity_SEVERITY_INFO, resource.KindImage, name, "IMAGE_READY", fmt.Sprintf("imported in %v", m.cfg.Clock.Now().Sub(r.Task.Meta.CreateTime.AsTime()).Round(100*time.Millisecond)))
+			return nil
+		}
+	}
+	return &resource.Error{Code: resource.Unavailable, Kind: resource.KindImage, Name: name, Reason: "IMPORT_BUSY", Message: "images of the same content come and go", Remedy: "import it again"}
+}
+
+// takeImport makes an image of a file that was imported. It is false when the file went meanwhile with another image of the same content.
+func (m *Manager) takeImport(ctx context.Context, name string, res library.Result) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err // cancelled: the sweep of the next start finds the file if nobody has it
 	}
 	kind := kindOf(res.SourceFormat)
-	if i.Spec.Kind != v1.ImageKind_IMAGE_KIND_UNSPECIFIED && i.Spec.Kind != kind {
-		return &resource.Error{Code: resource.Invalid, Kind: resource.KindImage, Name: name, Field: "spec.kind", Reason: "IMAGE_KIND", Message: fmt.Sprintf("holds %s, which is of kind %s, not %s", res.SourceFormat, kindName(kind), kindName(i.Spec.Kind))}
+	own, done, err := m.exclusive(ctx)
+	if err != nil {
+		return false, err
 	}
-	_, err = m.Images.mutate(ctx, name, func(i *v1.Image) error {
-		i.Spec.Kind = kind
-		if i.Meta.Annotations == nil {
-			i.Meta.Annotations = map[string]string{}
+	defer done()
+	f, err := m.images.File(res.Name)
+	if errors.Is(err, library.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	f.Close()
+	_, err = m.Images.mutate(own, name, func(i *v1.Image) error {
+		if i.Spec.Kind != v1.ImageKind_IMAGE_KIND_UNSPECIFIED && i.Spec.Kind != kind {
+			return &resource.Error{Code: resource.Invalid, Kind: resource.KindImage, Name: name, Field: "spec.kind", Reason: "IMAGE_KIND", Message: fmt.Sprintf("holds %s, which is of kind %s, not %s", res.SourceFormat, kindName(kind), kindName(i.Spec.Kind))}
 		}
-		i.Meta.Annotations[fileAnnotation] = res.Name
+		i.Spec.Kind = kind
 		st := i.Status
 		st.Phase, st.Message, st.Sha256, st.SizeBytes, st.VirtualSizeBytes = v1.ImagePhase_IMAGE_PHASE_READY, "", res.SHA256, res.Size, res.VirtualSize
 		st.SourceSha256, st.SourceFormat = res.SourceSHA256, string(res.SourceFormat)
 		return nil
 	})
-	if err != nil {
-		return err
+	if err != nil && !errors.Is(err, store.ErrUnavailable) {
+		err = errors.Join(err, m.dropFile(res.Name))
 	}
-	if err := os.Remove(m.upload(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.Log("delete the upload: %v", err)
-	}
-	m.event(v1.Severity_SEVERITY_INFO, resource.KindImage, name, "IMAGE_READY", fmt.Sprintf("imported in %v", m.cfg.Clock.Now().Sub(r.Task.Meta.CreateTime.AsTime()).Round(100*time.Millisecond)))
-	return nil
+	return err == nil, err
 }
 
 func importError(name string, err error) error {
@@ -275,13 +354,21 @@ func kindOf(f inspect.Format) v1.ImageKind {
 // undoImport says why an import failed. The image stays, so that its reason can be read, until it is deleted.
 func (m *Manager) undoImport(ctx context.Context, r *task.Run) error {
 	_, err := m.Images.mutate(ctx, r.Task.Spec.Target, func(i *v1.Image) error {
-		i.Status.Phase, i.Status.Message = v1.ImagePhase_IMAGE_PHASE_FAILED, "see: drover task log "+r.Task.Meta.Name
-		return errors.Join(removeIfThere(m.upload(i)))
+		if i.Status.Phase == v1.ImagePhase_IMAGE_PHASE_READY {
+			return errSame
+		}
+		i.Status.Phase, i.Status.Message = v1.ImagePhase_IMAGE_PHASE_FAILED, failure(r)
+		return removeIfThere(m.upload(i))
 	})
 	if resource.CodeOf(err) == resource.NotFound {
 		return nil
 	}
 	return err
+}
+
+// failure is why a task is undone, for the status of what it was to make.
+func failure(r *task.Run) string {
+	return fmt.Sprintf("%v; see: drover task log %s", r.Failure(), r.Task.Meta.Name)
 }
 
 func removeIfThere(path string) error {

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ type Manager struct {
 	taskLines *hub[taskLine]
 	heard     *heartbeats
 	pending   chan any // records for the history
+	refused   sync.Map // datastores of hosts that can't be taken, "HOST/NAME", so that each is told of once
 
 	Sites      *Registry[*v1.Site]
 	Hosts      *Registry[*v1.Host]
@@ -65,8 +67,11 @@ type Manager struct {
 	joinKeys   *Registry[*v1.Join]
 	cluster    *v1.Cluster
 
-	// admission is held over "look at what is used, then give it away".
+	// admission is held over "look at what is used, then give it away"; taken by exclusive.
 	admission sync.Mutex
+
+	// imports is held while the task of an import is made, so that an image has one; taken after admission.
+	imports sync.Mutex
 
 	// FirstPassword is the administrator's, when this start made one; shown once.
 	FirstPassword string
@@ -143,8 +148,21 @@ func open[T Object](ctx context.Context, to **Registry[T], m *Manager, kind reso
 	return nil
 }
 
-// Run serves until ctx ends: copies of the state, tasks, controllers.
+// Run serves until ctx ends: copies of the state, tasks, controllers. What they have to tell the history is written before it
+// returns.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
+	history, stop := context.WithCancel(context.WithoutCancel(ctx))
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		m.writeHistory(history)
+	}()
+	defer func() {
+		stop()
+		<-written
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		m.Sites.cache.Run, m.Hosts.cache.Run, m.Datastores.cache.Run, m.Networks.cache.Run, m.Images.cache.Run, m.VMs.cache.Run,
@@ -158,13 +176,14 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 		m.Users.cache.WaitRevision, m.Tokens.cache.WaitRevision, m.macs.cache.WaitRevision, m.joinKeys.cache.WaitRevision,
 	} {
 		if err := wait(ctx, 1); err != nil {
-			return errors.Join(err, g.Wait())
+			return ended(g, cancel, err)
 		}
 	}
-	if err := m.firstUser(ctx); err != nil {
-		return errors.Join(err, context.Cause(ctx))
+	for _, begin := range []func(context.Context) error{m.firstUser, m.sweepFiles} {
+		if err := begin(ctx); err != nil {
+			return ended(g, cancel, err)
+		}
 	}
-	g.Go(func() error { return m.writeHistory(ctx) })
 	g.Go(func() error { return m.tasks.Run(ctx) })
 	g.Go(func() error { return m.watchHosts(ctx) })
 	g.Go(func() error { return m.collectGarbage(ctx) })
@@ -173,12 +192,38 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	if ready != nil {
 		ready()
 	}
-	err := g.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	<-ctx.Done()
+	return ended(g, cancel, nil)
+}
+
+// ended stops what Run has started and waits for it. That it was told to stop is no error.
+func ended(g *errgroup.Group, cancel context.CancelFunc, err error) error {
+	cancel()
+	err = cmp.Or(g.Wait(), err)
+	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
+
+// exclusive takes admission for a change that is decided by what is given away already. What has begun then is seen to its end,
+// whether the caller waits for it or not: else the copies in memory would be behind when the next one decides. The caller calls
+// done.
+func (m *Manager) exclusive(ctx context.Context) (_ context.Context, done func(), err error) {
+	m.admission.Lock()
+	if err := ctx.Err(); err != nil {
+		m.admission.Unlock()
+		return ctx, func() {}, err
+	}
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), exclusiveTime)
+	return ctx, func() {
+		stop()
+		m.admission.Unlock()
+	}, nil
+}
+
+// exclusiveTime bounds one exclusive change; the store gives up a write earlier than that.
+const exclusiveTime = 15 * time.Second
 
 // Close gives back what Open took.
 func (m *Manager) Close() error {

@@ -102,6 +102,12 @@ func (p *Parts[T]) split(name string) (vm, part string, err error) {
 	return vm, part, nil
 }
 
+// has reports whether a part has a spec.
+func (p *Parts[T]) has(obj T) bool {
+	m := obj.ProtoReflect()
+	return m.Has(m.Descriptor().Fields().ByName("spec"))
+}
+
 func (p *Parts[T]) find(vm *v1.VM, name string) (T, bool) {
 	for _, x := range p.of(vm) {
 		if x.GetMeta().Name == name {
@@ -155,7 +161,11 @@ func (p *Parts[T]) Watch(ctx context.Context, req *v1.WatchRequest, send func(v1
 		}
 		return found
 	}
-	sub := p.m.VMs.cache.Subscribe(req.GetFromRevision())
+	from, err := reachable(ctx, p.m.VMs.cache, req.GetFromRevision())
+	if err != nil {
+		return err
+	}
+	sub := p.m.VMs.cache.Subscribe(from)
 	quiet := req.GetFromRevision() == 0
 	for {
 		events, err := sub.Next(ctx)
@@ -223,8 +233,14 @@ func (p *Parts[T]) Create(ctx context.Context, obj T, validateOnly bool) (T, err
 	if err != nil {
 		return p.zero, err
 	}
-	p.m.admission.Lock()
-	defer p.m.admission.Unlock()
+	if !p.has(obj) {
+		return p.zero, &resource.Error{Code: resource.Invalid, Kind: p.kind, Name: name, Field: "spec", Reason: "SPEC_MISSING", Message: "says what it is, and is missing"}
+	}
+	ctx, done, err := p.m.exclusive(ctx)
+	if err != nil {
+		return p.zero, err
+	}
+	defer done()
 	vm, err := p.m.changeVM(ctx, vmName, validateOnly, func(vm *v1.VM) error {
 		if _, ok := p.find(vm, name); ok {
 			return &resource.Error{Code: resource.Exists, Kind: p.kind, Name: name, Reason: "NAME_TAKEN", Message: "the VM has one of that name", Remedy: "choose another name"}
@@ -249,15 +265,25 @@ func (p *Parts[T]) Update(ctx context.Context, patch T, mask *fieldmaskpb.FieldM
 	if err != nil {
 		return p.zero, err
 	}
+	for _, path := range mask.GetPaths() {
+		if path != "spec" && !strings.HasPrefix(path, "spec.") {
+			return p.zero, &resource.Error{Code: resource.Invalid, Kind: p.kind, Name: name, Field: path, Reason: "FIELD_READ_ONLY", Message: "can't be changed here", Remedy: "labels and annotations are the VM's"}
+		}
+	}
+	if len(mask.GetPaths()) == 0 {
+		mask = &fieldmaskpb.FieldMask{Paths: []string{"spec"}}
+	}
+	ctx, done, err := p.m.exclusive(ctx)
+	if err != nil {
+		return p.zero, err
+	}
+	defer done()
 	vm, err := p.m.changeVM(ctx, vmName, validateOnly, func(vm *v1.VM) error {
 		x, ok := p.find(vm, name)
 		if !ok {
 			return notFound(p.kind, name)
 		}
 		x = proto.CloneOf(x)
-		if len(mask.GetPaths()) == 0 {
-			mask = &fieldmaskpb.FieldMask{Paths: []string{"spec"}} // labels are the VM's
-		}
 		if err := merge(p.kind, x, patch, mask); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	v1 "drover/api/drover/v1"
@@ -54,7 +55,9 @@ func (m *Manager) CreateUser(ctx context.Context, req *v1.CreateUserRequest) (*v
 	if u.Spec == nil {
 		u.Spec = &v1.UserSpec{}
 	}
-	u.Spec.PasswordHash, u.Spec.ValidFrom = "", nil
+	u.Spec.PasswordHash = ""
+	// Tokens of an earlier user of that name are worth nothing.
+	u.Spec.ValidFrom = stamp(m.cfg.Clock.Now())
 	if err := resource.CheckUser(u); err != nil {
 		return nil, err
 	}
@@ -102,6 +105,11 @@ func (m *Manager) SetPassword(ctx context.Context, user, password string) error 
 
 // DeleteUser forgets a user. The last administrator stays.
 func (m *Manager) DeleteUser(ctx context.Context, name string, revision int64) (*v1.User, error) {
+	ctx, done, err := m.exclusive(ctx) // two must not both find that the other stays
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	u, err := m.Users.lookup(name)
 	if err != nil {
 		return nil, err
@@ -112,23 +120,26 @@ func (m *Manager) DeleteUser(ctx context.Context, name string, revision int64) (
 	others := 0
 	all, _ := m.Users.cache.List()
 	for _, x := range all {
-		if x.Meta.Name != name && !x.Spec.Disabled && contains(x.Spec.Roles, "admin") {
+		if x.Meta.Name != name && !x.Spec.Disabled && slices.Contains(x.Spec.Roles, "admin") {
 			others++
 		}
 	}
-	if others == 0 && contains(u.Spec.Roles, "admin") {
+	if others == 0 && slices.Contains(u.Spec.Roles, "admin") {
 		return nil, &resource.Error{Code: resource.Precondition, Kind: resource.KindUser, Name: name, Reason: "LAST_ADMIN", Message: "is the last administrator", Remedy: "make another one first"}
 	}
-	return m.Users.seen(u), m.Users.remove(ctx, name, u.Meta.Revision)
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
+	if err := m.Users.remove(ctx, name, u.Meta.Revision); err != nil {
+		return nil, err
+	}
+	tokens, _ := m.Tokens.cache.List()
+	for _, t := range tokens {
+		if t.Spec.User != name {
+			continue
+		}
+		if err := m.Tokens.remove(ctx, t.Meta.Name, 0); err != nil && resource.CodeOf(err) != resource.NotFound {
+			return nil, err
 		}
 	}
-	return false
+	return m.Users.seen(u), nil
 }
 
 // sweepTokens deletes sessions and tokens that have ended.

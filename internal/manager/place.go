@@ -19,9 +19,9 @@ const (
 // place chooses a host and datastores for a new VM and makes that host its owner. admission is held.
 func (m *Manager) place(vm *v1.VM, at *pin) error {
 	hosts, _ := m.Hosts.cache.List()
-	list := make([]placement.Host, 0, len(hosts))
+	list, held := make([]placement.Host, 0, len(hosts)), m.residents()
 	for _, h := range hosts {
-		list = append(list, m.candidate(h))
+		list = append(list, m.candidate(h, held[h.Meta.Name]))
 	}
 	r := m.request(vm)
 	if at != nil {
@@ -58,7 +58,7 @@ func (m *Manager) placeNewDisks(old, vm *v1.VM) error {
 	if len(fresh) == 0 || !ok {
 		return nil
 	}
-	h := m.room(host)
+	h := m.room(host, nil)
 	r := placement.Request{Name: vm.Meta.Name, CPUs: 1, MemoryMiB: 1, Disks: m.diskRequests(fresh)}
 	h.CPUs, h.MemoryMiB, h.AllocatedCPUs, h.AllocatedMemoryMiB = 1, 1, 0, 0 // only the disks are asked about
 	result, err := placement.Place([]placement.Host{h}, r, placement.Options{})
@@ -124,8 +124,8 @@ func (m *Manager) diskRequests(disks []*v1.DiskSpec) []placement.Disk {
 }
 
 // candidate is a host as placement sees it, with what keeps new VMs away.
-func (m *Manager) candidate(h *v1.Host) placement.Host {
-	c := m.room(h)
+func (m *Manager) candidate(h *v1.Host, held []*v1.VM) placement.Host {
+	c := m.room(h, held)
 	c.Cordoned = h.Spec.Cordoned
 	switch h.GetStatus().GetPhase() {
 	case v1.HostPhase_HOST_PHASE_READY:
@@ -137,8 +137,19 @@ func (m *Manager) candidate(h *v1.Host) placement.Host {
 	return c
 }
 
-// room is what a host has and what of it is given away: to VMs that are on.
-func (m *Manager) room(h *v1.Host) placement.Host {
+// residents are the VMs by the host that holds them.
+func (m *Manager) residents() map[string][]*v1.VM {
+	held := map[string][]*v1.VM{}
+	vms, _ := m.VMs.cache.List()
+	for _, vm := range vms {
+		owner := vm.GetStatus().GetOwner()
+		held[owner] = append(held[owner], vm)
+	}
+	return held
+}
+
+// room is what a host has and what of it is given away: to those of the VMs that it holds that are on.
+func (m *Manager) room(h *v1.Host, held []*v1.VM) placement.Host {
 	st, s := h.GetStatus(), h.Spec
 	ratio := cmp.Or(s.CpuOvercommit, defaultOvercommit)
 	c := placement.Host{
@@ -161,11 +172,7 @@ func (m *Manager) room(h *v1.Host) placement.Host {
 			})
 		}
 	}
-	vms, _ := m.VMs.cache.List()
-	for _, vm := range vms {
-		if vm.GetStatus().GetOwner() != h.Meta.Name {
-			continue
-		}
+	for _, vm := range held {
 		resident := placement.Resident{Name: vm.Meta.Name, Labels: vm.Meta.Labels}
 		resident.Groups, resident.Terms = groupsOf(vm.Spec.Placement)
 		c.Residents = append(c.Residents, resident)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/clock"
@@ -145,7 +146,11 @@ func (r *Registry[T]) Watch(ctx context.Context, req *v1.WatchRequest, send func
 	if err != nil {
 		return err
 	}
-	sub := r.cache.Subscribe(req.GetFromRevision())
+	from, err := reachable(ctx, r.cache, req.GetFromRevision())
+	if err != nil {
+		return err
+	}
+	sub := r.cache.Subscribe(from)
 	first := true
 	for {
 		events, err := sub.Next(ctx)
@@ -159,6 +164,23 @@ func (r *Registry[T]) Watch(ctx context.Context, req *v1.WatchRequest, send func
 			first = first && e.Type == store.Reset
 		}
 	}
+}
+
+// reachTime is how long a revision that a copy has not seen yet is waited for.
+const reachTime = time.Second
+
+// reachable is from if the state ever comes so far, and else 0: a revision of a state that is no more, to which a watcher of it
+// must not be held.
+func reachable[T Object](ctx context.Context, c *store.Cache[T], from int64) (int64, error) {
+	if from <= c.Revision() {
+		return max(from, 0), nil
+	}
+	wait, stop := context.WithTimeout(ctx, reachTime)
+	defer stop()
+	if err := c.WaitRevision(wait, from); err != nil {
+		return 0, ctx.Err()
+	}
+	return from, nil
 }
 
 func matcher[T Object](kind resource.Kind, zero T, filter string) (func(proto.Message) bool, error) {
@@ -315,6 +337,9 @@ func merge[T Object](kind resource.Kind, obj, patch T, mask *fieldmaskpb.FieldMa
 	}
 	if err := query.Apply(&fieldmaskpb.FieldMask{Paths: paths}, obj, patch); err != nil {
 		return &resource.Error{Code: resource.Invalid, Kind: kind, Name: m.GetName(), Reason: "MASK_INVALID", Message: err.Error(), Err: err}
+	}
+	if spec := obj.ProtoReflect().Descriptor().Fields().ByName("spec"); spec != nil && before.ProtoReflect().Has(spec) && !obj.ProtoReflect().Has(spec) {
+		return &resource.Error{Code: resource.Invalid, Kind: kind, Name: m.GetName(), Field: "spec", Reason: "SPEC_MISSING", Message: "an update without a mask replaces the whole spec, and none is given", Remedy: "name what shall change in the mask"}
 	}
 	if proto.Equal(before, obj) {
 		return errSame

@@ -2,11 +2,13 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
+	"drover/internal/store"
 
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
@@ -18,6 +20,11 @@ func createSimple[T Object](ctx context.Context, m *Manager, r *Registry[T], obj
 	if err := needMeta(r.kind, obj); err != nil {
 		return r.zero, err
 	}
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return r.zero, err
+	}
+	defer done()
 	obj = clone(obj)
 	prepare(obj)
 	for _, check := range checks {
@@ -26,15 +33,23 @@ func createSimple[T Object](ctx context.Context, m *Manager, r *Registry[T], obj
 		}
 	}
 	if validateOnly {
+		if _, ok := r.cache.Get(obj.GetMeta().Name); ok {
+			return r.zero, r.translate(store.ErrExists, obj.GetMeta().Name)
+		}
 		return r.seen(obj), nil
 	}
 	return r.create(ctx, m.store, obj)
 }
 
-func updateSimple[T Object](ctx context.Context, r *Registry[T], patch T, mask *fieldmaskpb.FieldMask, validateOnly bool, checks ...func(old, obj T) error) (T, error) {
+func updateSimple[T Object](ctx context.Context, m *Manager, r *Registry[T], patch T, mask *fieldmaskpb.FieldMask, validateOnly bool, checks ...func(old, obj T) error) (T, error) {
 	if err := needMeta(r.kind, patch); err != nil {
 		return r.zero, err
 	}
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return r.zero, err
+	}
+	defer done()
 	change := func(obj T) error {
 		old := clone(obj)
 		if err := merge(r.kind, obj, patch, mask); err != nil {
@@ -55,7 +70,7 @@ func updateSimple[T Object](ctx context.Context, r *Registry[T], patch T, mask *
 		return r.zero, err
 	}
 	obj = clone(obj)
-	if err := change(obj); err != nil && err != errSame { //nolint:errorlint // never wrapped
+	if err := change(obj); err != nil && !errors.Is(err, errSame) {
 		return r.zero, err
 	}
 	return r.seen(obj), nil
@@ -65,7 +80,7 @@ func ignoreOld[T Object](check func(T) error) func(_, obj T) error {
 	return func(_, obj T) error { return check(obj) }
 }
 
-// deleteSimple deletes what nothing depends on.
+// deleteSimple deletes what nothing depends on. The caller has made sure that nothing comes to depend on it meanwhile.
 func deleteSimple[T Object](ctx context.Context, r *Registry[T], name string, revision int64, users func(T) []string) (T, error) {
 	obj, err := r.lookup(name)
 	if err != nil {
@@ -92,16 +107,27 @@ func (m *Manager) CreateSite(ctx context.Context, s *v1.Site, validateOnly bool)
 
 // UpdateSite changes a site.
 func (m *Manager) UpdateSite(ctx context.Context, s *v1.Site, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Site, error) {
-	return updateSimple(ctx, m.Sites, s, mask, validateOnly, ignoreOld(resource.CheckSite))
+	return updateSimple(ctx, m, m.Sites, s, mask, validateOnly, ignoreOld(resource.CheckSite))
 }
 
 // DeleteSite deletes a site without hosts.
 func (m *Manager) DeleteSite(ctx context.Context, name string, revision int64) (*v1.Site, error) {
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	return deleteSimple(ctx, m.Sites, name, revision, func(*v1.Site) (users []string) {
 		hosts, _ := m.Hosts.cache.List()
 		for _, h := range hosts {
 			if h.Spec.Site == name {
 				users = append(users, "host "+h.Meta.Name)
+			}
+		}
+		nets, _ := m.Networks.cache.List()
+		for _, n := range nets {
+			if slices.Contains(n.Spec.GetSites(), name) {
+				users = append(users, "network "+n.Meta.Name)
 			}
 		}
 		return users
@@ -110,7 +136,7 @@ func (m *Manager) DeleteSite(ctx context.Context, name string, revision int64) (
 
 // UpdateHost changes what may be changed of a host: all but its site while it holds VMs.
 func (m *Manager) UpdateHost(ctx context.Context, h *v1.Host, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Host, error) {
-	return updateSimple(ctx, m.Hosts, h, mask, validateOnly, ignoreOld(resource.CheckHost), func(old, h *v1.Host) error {
+	return updateSimple(ctx, m, m.Hosts, h, mask, validateOnly, ignoreOld(resource.CheckHost), func(old, h *v1.Host) error {
 		f := resource.FaultsOf(resource.KindHost, h.Meta.Name)
 		m.Sites.exists(f, "spec.site", h.Spec.Site)
 		if old.Spec.Site != h.Spec.Site && m.Hosts.seen(old).Status.Vms > 0 {
@@ -142,7 +168,7 @@ func (m *Manager) CreateDatastore(ctx context.Context, d *v1.Datastore, validate
 
 // UpdateDatastore changes a datastore, but for where it is.
 func (m *Manager) UpdateDatastore(ctx context.Context, d *v1.Datastore, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Datastore, error) {
-	return updateSimple(ctx, m.Datastores, d, mask, validateOnly, ignoreOld(resource.CheckDatastore), func(old, d *v1.Datastore) error {
+	return updateSimple(ctx, m, m.Datastores, d, mask, validateOnly, ignoreOld(resource.CheckDatastore), func(old, d *v1.Datastore) error {
 		f := resource.FaultsOf(resource.KindDatastore, d.Meta.Name)
 		if old.Spec.Host != d.Spec.Host {
 			f.Add("spec.host", "FIELD_IMMUTABLE", "never changes after creation")
@@ -156,8 +182,11 @@ func (m *Manager) UpdateDatastore(ctx context.Context, d *v1.Datastore, mask *fi
 
 // DeleteDatastore forgets a datastore without disks; its directory is left as it is.
 func (m *Manager) DeleteDatastore(ctx context.Context, name string, revision int64) (*v1.Datastore, error) {
-	m.admission.Lock() // no disk may be placed there meanwhile
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	return deleteSimple(ctx, m.Datastores, name, revision, func(*v1.Datastore) (users []string) {
 		vms, _ := m.VMs.cache.List()
 		for _, vm := range vms {
@@ -189,11 +218,16 @@ func (m *Manager) checkNetworkSites(n *v1.Network) error {
 
 // UpdateNetwork changes a network.
 func (m *Manager) UpdateNetwork(ctx context.Context, n *v1.Network, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Network, error) {
-	return updateSimple(ctx, m.Networks, n, mask, validateOnly, ignoreOld(resource.CheckNetwork), ignoreOld(m.checkNetworkSites))
+	return updateSimple(ctx, m, m.Networks, n, mask, validateOnly, ignoreOld(resource.CheckNetwork), ignoreOld(m.checkNetworkSites))
 }
 
 // DeleteNetwork deletes a network that no NIC is on.
 func (m *Manager) DeleteNetwork(ctx context.Context, name string, revision int64) (*v1.Network, error) {
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	return deleteSimple(ctx, m.Networks, name, revision, func(*v1.Network) (users []string) {
 		vms, _ := m.VMs.cache.List()
 		for _, vm := range vms {

@@ -12,6 +12,7 @@ import (
 	"drover/api/drover/v1/droverv1connect"
 	"drover/internal/auth"
 	"drover/internal/resource"
+	"drover/internal/store"
 	"drover/internal/task"
 
 	"connectrpc.com/connect"
@@ -38,7 +39,11 @@ func (m *Manager) handlers() map[string]task.Handler {
 // submit begins a task for whoever asks.
 func (m *Manager) submit(ctx context.Context, kind, targetKind, target string) (*v1.Task, error) {
 	by, _ := auth.FromContext(ctx)
-	return m.tasks.Submit(ctx, &v1.TaskSpec{Kind: kind, TargetKind: targetKind, Target: target, Principal: by.String()})
+	t, err := m.tasks.Submit(ctx, &v1.TaskSpec{Kind: kind, TargetKind: targetKind, Target: target, Principal: by.String()})
+	if err != nil {
+		return nil, m.Tasks.translate(err, "")
+	}
+	return t, m.Tasks.cache.WaitRevision(ctx, t.Meta.Revision)
 }
 
 // CancelTask asks a task to stop and undo.
@@ -50,7 +55,7 @@ func (m *Manager) CancelTask(ctx context.Context, name string) (*v1.Task, error)
 	if err != nil {
 		return nil, m.Tasks.translate(err, name)
 	}
-	return t, nil
+	return t, m.Tasks.cache.WaitRevision(ctx, t.Meta.Revision)
 }
 
 func (m *Manager) snapshotsOf(vm string) []*v1.Snapshot {
@@ -132,6 +137,11 @@ func (m *Manager) CreateSnapshot(ctx context.Context, s *v1.Snapshot, validateOn
 	if err := resource.CheckSnapshot(s); err != nil {
 		return nil, err
 	}
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	name, _, _ := resource.Part(s.Meta.Name)
 	vm, err := m.VMs.lookup(name)
 	if err != nil {
@@ -140,7 +150,14 @@ func (m *Manager) CreateSnapshot(ctx context.Context, s *v1.Snapshot, validateOn
 	bad := func(reason, msg, remedy string) error {
 		return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: name, Reason: reason, Message: msg, Remedy: remedy}
 	}
+	if _, taken := m.Snapshots.cache.Get(s.Meta.Name); taken {
+		return nil, m.Snapshots.translate(store.ErrExists, s.Meta.Name)
+	}
 	switch {
+	case vm.Meta.DeleteTime != nil:
+		return nil, bad("DELETING", "is being deleted", "")
+	case vm.GetStatus().GetOwner() == "":
+		return nil, bad("NO_OWNER", "no host holds it", "")
 	case vm.Spec.Template:
 		return nil, bad("IS_TEMPLATE", "is a template, which never changes", "")
 	case s.Spec.Memory && vm.GetStatus().GetPhase() != v1.VMPhase_VM_PHASE_RUNNING && vm.GetStatus().GetPhase() != v1.VMPhase_VM_PHASE_PAUSED:
@@ -150,14 +167,10 @@ func (m *Manager) CreateSnapshot(ctx context.Context, s *v1.Snapshot, validateOn
 	case len(m.snapshotsOf(name)) >= 64:
 		return nil, bad("TOO_MANY", "has 64 snapshots", "delete some: each makes the disks slower")
 	}
+	s.Status = &v1.SnapshotStatus{Phase: v1.SnapshotPhase_SNAPSHOT_PHASE_CREATING}
 	if validateOnly {
 		return s, nil
 	}
-	spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(vm.Spec)
-	if err != nil {
-		return nil, err
-	}
-	s.Status = &v1.SnapshotStatus{Phase: v1.SnapshotPhase_SNAPSHOT_PHASE_CREATING, VmSpec: spec}
 	made, err := m.Snapshots.create(ctx, m.store, s)
 	if err != nil {
 		return nil, err
@@ -217,6 +230,21 @@ func (m *Manager) doSnapshot(ctx context.Context, r *task.Run) error {
 	if err != nil {
 		return err
 	}
+	// What the disks belong to is the spec as it is now that nobody else can change it.
+	err = r.Step(ctx, "note what the VM is", func(ctx context.Context) error {
+		spec, err := proto.MarshalOptions{Deterministic: true}.Marshal(vm.Spec)
+		if err != nil {
+			return err
+		}
+		_, err = m.Snapshots.mutate(ctx, name, func(s *v1.Snapshot) error {
+			s.Status.VmSpec = spec
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	var size int64
 	err = r.Step(ctx, "take it", func(ctx context.Context) error {
 		last, err := m.atNode(ctx, r, vm, &v1.NodeSnapshotRequest{Memory: snap.Spec.Memory, Quiesce: snap.Spec.Quiesce}, droverv1connect.NodeServiceClient.CreateSnapshot)
@@ -261,7 +289,7 @@ func (m *Manager) undoSnapshot(ctx context.Context, r *task.Run) error {
 		}
 	}
 	_, err := m.Snapshots.mutate(ctx, name, func(s *v1.Snapshot) error {
-		s.Status.Phase, s.Status.Message = v1.SnapshotPhase_SNAPSHOT_PHASE_FAILED, "see: drover task log "+r.Task.Meta.Name
+		s.Status.Phase, s.Status.Message = v1.SnapshotPhase_SNAPSHOT_PHASE_FAILED, failure(r)
 		return nil
 	})
 	if resource.CodeOf(err) != resource.NotFound {
@@ -270,76 +298,15 @@ func (m *Manager) undoSnapshot(ctx context.Context, r *task.Run) error {
 	return errors.Join(append(errs, m.release(ctx, r))...)
 }
 
-// RevertSnapshot begins a task that takes a VM back.
-func (m *Manager) RevertSnapshot(ctx context.Context, name string) (*v1.Task, error) {
-	if err := m.readySnapshot(name); err != nil {
-		return nil, err
-	}
-	return m.submit(ctx, taskSnapshotRevert, resource.KindSnapshot, name)
-}
-
-func (m *Manager) readySnapshot(name string) error {
-	s, err := m.Snapshots.lookup(name)
-	if err != nil {
-		return err
-	}
-	if s.GetStatus().GetPhase() != v1.SnapshotPhase_SNAPSHOT_PHASE_READY {
-		return &resource.Error{Code: resource.Precondition, Kind: resource.KindSnapshot, Name: name, Reason: "SNAPSHOT_NOT_READY", Message: "is not ready: " + s.GetStatus().GetMessage()}
-	}
-	return nil
-}
-
-func (m *Manager) doRevert(ctx context.Context, r *task.Run) error {
-	name := r.Task.Spec.Target
-	vmName, _, _ := resource.Part(name)
-	snap, err := m.Snapshots.lookup(name)
-	if err != nil {
-		return err
-	}
-	vm, err := m.claimVM(ctx, vmName, r.Task.Meta.Name)
-	if err != nil {
-		return err
-	}
-	spec := &v1.VMSpec{}
-	if err := proto.Unmarshal(snap.Status.VmSpec, spec); err != nil {
-		return err
-	}
-	spec.Power, spec.StopGrace = v1.Power_POWER_OFF, nil
-	if snap.Spec.Memory {
-		spec.Power = v1.Power_POWER_ON
-	}
-	next := vm.Meta.Generation + 1
-	err = r.Step(ctx, "go back", func(ctx context.Context) error {
-		_, err := m.atNode(ctx, r, vm, &v1.NodeSnapshotRequest{Memory: snap.Spec.Memory, Spec: spec, Generation: next}, droverv1connect.NodeServiceClient.RevertSnapshot)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	old, err := m.VMs.coll.Get(ctx, vmName)
-	if err != nil {
-		return err
-	}
-	if old.GetStatus().GetBusy() != r.Task.Meta.Name {
-		return nil // an earlier run finished it
-	}
-	fresh := clone(old)
-	fresh.Spec, fresh.Meta.Generation = spec, next
-	fresh.Status.Busy, fresh.Status.CurrentSnapshot = "", name
-	rev, err := m.store.Txn(ctx, append(m.claimMACs(old, fresh), m.VMs.coll.UpdateOp(fresh))...)
-	if err != nil {
-		return err
-	}
-	m.event(v1.Severity_SEVERITY_INFO, resource.KindVM, vmName, "VM_REVERTED", "to snapshot "+name)
-	return m.VMs.cache.WaitRevision(ctx, rev)
-}
-
 // DeleteSnapshot begins a task that removes one.
 func (m *Manager) DeleteSnapshot(ctx context.Context, name string, revision int64) (*v1.Snapshot, error) {
-	m.admission.Lock() // no clone may be made of it meanwhile
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx) // no clone may be made of it meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	vm, _, _ := resource.Part(name)
-	s, err := m.Snapshots.mutate(ctx, name, func(s *v1.Snapshot) error {
+	_, err = m.Snapshots.mutate(ctx, name, func(s *v1.Snapshot) error {
 		if err := atRevision(resource.KindSnapshot, s.Meta, revision); err != nil {
 			return err
 		}
@@ -347,7 +314,7 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name string, revision int6
 			return &resource.Error{Code: resource.Precondition, Kind: resource.KindSnapshot, Name: name, Reason: "SNAPSHOT_BUSY", Message: "task " + s.Status.Task + " is at it", Remedy: "wait: drover task wait " + s.Status.Task}
 		}
 		if clones := m.clonesOf(vm, name); len(clones) > 0 {
-			return &resource.Error{Code: resource.Precondition, Kind: resource.KindSnapshot, Name: name, Reason: "HAS_CLONES", Message: fmt.Sprintf("linked clones stand on it: %v", clones), Remedy: "delete them first"}
+			return hasClones(resource.KindSnapshot, name, clones)
 		}
 		s.Status.Phase, s.Status.Task = v1.SnapshotPhase_SNAPSHOT_PHASE_DELETING, ""
 		return nil
@@ -359,8 +326,13 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name string, revision int6
 	if err != nil {
 		return nil, err
 	}
-	s.Status.Task = t.Meta.Name
-	return s, nil
+	return m.Snapshots.mutate(ctx, name, func(s *v1.Snapshot) error {
+		if s.Status.Phase != v1.SnapshotPhase_SNAPSHOT_PHASE_DELETING {
+			return errSame // the task was quicker
+		}
+		s.Status.Task = t.Meta.Name
+		return nil
+	})
 }
 
 func (m *Manager) doDeleteSnapshot(ctx context.Context, r *task.Run) error {
@@ -416,7 +388,7 @@ func (m *Manager) doDeleteSnapshot(ctx context.Context, r *task.Run) error {
 // undoDeleteSnapshot: what the host has merged stays merged; the snapshot can be deleted again.
 func (m *Manager) undoDeleteSnapshot(ctx context.Context, r *task.Run) error {
 	_, err := m.Snapshots.mutate(ctx, r.Task.Spec.Target, func(s *v1.Snapshot) error {
-		s.Status.Phase, s.Status.Message = v1.SnapshotPhase_SNAPSHOT_PHASE_FAILED, "could not be deleted; see: drover task log "+r.Task.Meta.Name+", then delete it again"
+		s.Status.Phase, s.Status.Message = v1.SnapshotPhase_SNAPSHOT_PHASE_FAILED, "could not be deleted: "+failure(r)+", then delete it again"
 		return nil
 	})
 	if resource.CodeOf(err) == resource.NotFound {

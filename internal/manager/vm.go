@@ -22,15 +22,22 @@ func (m *Manager) CreateVM(ctx context.Context, vm *v1.VM, validateOnly bool) (*
 	if err := needMeta(resource.KindVM, vm); err != nil {
 		return nil, err
 	}
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	vm = clone(vm)
 	vm.Status = nil
 	if vm.Spec == nil {
 		vm.Spec = &v1.VMSpec{}
 	}
+	vm.Spec.StopGrace = nil // Stop's alone
 	pin, err := m.cloneInto(vm)
 	if err != nil {
 		return nil, err
 	}
+	m.giveMACs(vm.Spec)
 	resource.DefaultVM(vm, m.bootImage(vm.Spec))
 	if err := resource.CheckVM(vm); err != nil {
 		return nil, err
@@ -41,16 +48,17 @@ func (m *Manager) CreateVM(ctx context.Context, vm *v1.VM, validateOnly bool) (*
 	if _, ok := m.VMs.cache.Get(vm.Meta.Name); ok {
 		return nil, m.VMs.translate(store.ErrExists, vm.Meta.Name)
 	}
-	m.admission.Lock()
-	defer m.admission.Unlock()
 	if err := m.place(vm, pin); err != nil {
 		return nil, err
 	}
-	if validateOnly {
-		return vm, nil
+	claims, err := m.claimMACs(ctx, nil, vm)
+	if err != nil {
+		return nil, err
 	}
-	vm.Meta.Uid = ""
-	made, err := m.VMs.create(ctx, m.store, vm, m.claimMACs(nil, vm)...)
+	if validateOnly {
+		return unmade(vm), m.freeMACs(ctx, vm)
+	}
+	made, err := m.VMs.create(ctx, m.store, vm, claims...)
 	if err != nil {
 		return nil, err
 	}
@@ -68,56 +76,6 @@ func (m *Manager) bootImage(s *v1.VMSpec) *v1.Image {
 	}
 	img, _ := m.Images.cache.Get(name)
 	return img
-}
-
-// checkReferences says whether everything that a VM names is there and fit for it. old is the VM before a change, or nil: what
-// it names already isn't asked for again.
-func (m *Manager) checkReferences(vm, old *v1.VM) error {
-	f := resource.FaultsOf(resource.KindVM, vm.Meta.Name)
-	s := vm.Spec
-	image := func(field, name string, kind v1.ImageKind) {
-		img, ok := m.Images.exists(f, field, name)
-		switch {
-		case !ok:
-		case img.GetStatus().GetPhase() != v1.ImagePhase_IMAGE_PHASE_READY:
-			f.Add(field, "IMAGE_NOT_READY", "image %q is not ready (%s %s)", name, phaseName(img.GetStatus().GetPhase()), img.GetStatus().GetMessage())
-		case img.Spec.Kind != kind:
-			f.Add(field, "IMAGE_KIND", "image %q is of kind %s, here %s is needed", name, kindName(img.Spec.Kind), kindName(kind))
-		}
-	}
-	for _, d := range s.Disks {
-		at := "spec.disks[" + d.Name + "]"
-		was := diskOf(old, d.Name)
-		if d.Image != "" && was == nil && s.CloneFrom == nil {
-			image(at+".image", d.Image, v1.ImageKind_IMAGE_KIND_DISK)
-			if img, ok := m.Images.cache.Get(d.Image); ok && d.SizeBytes != 0 && d.SizeBytes < img.GetStatus().GetVirtualSizeBytes() {
-				f.Add(at+".size_bytes", "OUT_OF_RANGE", "%d is smaller than its image %q with %d; leave it out or make it larger", d.SizeBytes, d.Image, img.Status.VirtualSizeBytes)
-			}
-		}
-		if d.Datastore != "" && was == nil {
-			m.Datastores.exists(f, at+".datastore", d.Datastore)
-		}
-	}
-	for _, c := range s.Cdroms {
-		if c.Image != "" && !slices.ContainsFunc(old.GetSpec().GetCdroms(), func(o *v1.CDROMSpec) bool { return o.Image == c.Image }) {
-			image("spec.cdroms["+c.Name+"].image", c.Image, v1.ImageKind_IMAGE_KIND_ISO)
-		}
-	}
-	if s.KernelImage != "" && s.KernelImage != old.GetSpec().GetKernelImage() {
-		image("spec.kernel_image", s.KernelImage, v1.ImageKind_IMAGE_KIND_KERNEL)
-	}
-	for _, n := range s.Nics {
-		m.Networks.exists(f, "spec.nics["+n.Name+"].network", n.Network)
-	}
-	if p := s.Placement; p != nil {
-		if p.Site != "" {
-			m.Sites.exists(f, "spec.placement.site", p.Site)
-		}
-		if p.Host != "" {
-			m.Hosts.exists(f, "spec.placement.host", p.Host)
-		}
-	}
-	return f.Err()
 }
 
 func diskOf(vm *v1.VM, name string) *v1.DiskSpec {
@@ -138,26 +96,11 @@ func nicOf(vm *v1.VM, name string) *v1.NICSpec {
 	return nil
 }
 
-// claimMACs are the changes to the reservations of MAC addresses when old becomes vm; either may be nil.
-func (m *Manager) claimMACs(old, vm *v1.VM) []store.Op {
-	var ops []store.Op
-	had, has := map[string]bool{}, map[string]bool{}
-	for _, n := range old.GetSpec().GetNics() {
-		had[n.Mac] = true
-	}
-	for _, n := range vm.GetSpec().GetNics() {
-		has[n.Mac] = true
-		if !had[n.Mac] {
-			had[n.Mac] = true
-			ops = append(ops, m.macs.coll.CreateOp(&v1.MACClaim{Meta: &v1.Meta{Name: claimOfMAC(n.Mac), Uid: resource.NewUID()}, Vm: vm.Meta.Name}))
-		}
-	}
-	for _, n := range old.GetSpec().GetNics() {
-		if claim, ok := m.macs.cache.Get(claimOfMAC(n.Mac)); ok && !has[n.Mac] && claim.Vm == old.Meta.Name {
-			ops = append(ops, m.macs.coll.DeleteOp(claim.Meta.Name, claim.Meta.Revision))
-		}
-	}
-	return ops
+// unmade takes away what only a VM that is stored has.
+func unmade(vm *v1.VM) *v1.VM {
+	vm.Meta.Uid, vm.Meta.Generation, vm.Meta.Revision = "", 0, 0
+	vm.Meta.CreateTime, vm.Meta.UpdateTime, vm.Meta.DeleteTime = nil, nil, nil
+	return vm
 }
 
 // changeTries bounds how often a change is repeated because someone else was faster.
@@ -172,13 +115,20 @@ func (m *Manager) changeVM(ctx context.Context, name string, validateOnly bool, 
 			return nil, m.VMs.translate(err, name)
 		}
 		vm, err := m.changed(old, change)
-		if errors.Is(err, errSame) || err == nil && validateOnly {
+		if errors.Is(err, errSame) {
 			return vm, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		rev, err := m.store.Txn(ctx, append([]store.Op{m.VMs.coll.UpdateOp(vm)}, m.claimMACs(old, vm)...)...)
+		if validateOnly {
+			return vm, m.freeMACs(ctx, vm)
+		}
+		claims, err := m.claimMACs(ctx, old, vm)
+		if err != nil {
+			return nil, err
+		}
+		rev, err := m.store.Txn(ctx, append([]store.Op{m.VMs.coll.UpdateOp(vm)}, claims...)...)
 		if err == nil {
 			return vm, m.VMs.cache.WaitRevision(ctx, rev)
 		}
@@ -198,6 +148,8 @@ func (m *Manager) changed(old *v1.VM, change func(vm *v1.VM) error) (*v1.VM, err
 	if err := change(vm); err != nil {
 		return vm, err
 	}
+	keepGiven(old.Spec, vm.Spec)
+	m.giveMACs(vm.Spec)
 	resource.DefaultVM(vm, m.bootImage(vm.Spec))
 	if proto.Equal(vm, old) {
 		return vm, errSame
@@ -210,6 +162,11 @@ func (m *Manager) changed(old *v1.VM, change func(vm *v1.VM) error) (*v1.VM, err
 	}
 	if err := checkVMChange(old, vm); err != nil {
 		return nil, err
+	}
+	if old.Spec.Template && !vm.Spec.Template {
+		if clones := m.clonesOf(name, ""); len(clones) > 0 {
+			return nil, hasClones(resource.KindVM, name, clones)
+		}
 	}
 	if err := m.checkReferences(vm, old); err != nil {
 		return nil, err
@@ -229,75 +186,25 @@ func (m *Manager) UpdateVM(ctx context.Context, patch *v1.VM, mask *fieldmaskpb.
 	if err := needMeta(resource.KindVM, patch); err != nil {
 		return nil, err
 	}
-	m.admission.Lock()
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	return m.changeVM(ctx, patch.Meta.Name, validateOnly, func(vm *v1.VM) error {
-		was := vm.Spec.Power
-		size := vm.Spec.MemoryBytes
+		was := clone(vm.Spec)
 		if err := merge(resource.KindVM, vm, clone(patch), mask); err != nil {
 			return err
 		}
-		if vm.Spec.Power != v1.Power_POWER_OFF && (was == v1.Power_POWER_OFF || vm.Spec.MemoryBytes > size) {
+		keepGiven(was, vm.Spec)
+		if vm.Spec.StopGrace == nil && vm.Spec.Power == was.Power {
+			vm.Spec.StopGrace = was.StopGrace // Stop's, which is still under way
+		}
+		if vm.Spec.Power != v1.Power_POWER_OFF && (was.Power == v1.Power_POWER_OFF || vm.Spec.MemoryBytes > was.MemoryBytes || vm.Spec.Cpus > was.Cpus) {
 			return m.admit(vm)
 		}
 		return nil
 	})
-}
-
-// checkVMChange says what of a change can't be made, at least not now.
-func checkVMChange(old, vm *v1.VM) error {
-	f := resource.FaultsOf(resource.KindVM, vm.Meta.Name)
-	off := old.Spec.Power == v1.Power_POWER_OFF && !isUp(old.GetStatus().GetPhase())
-	a, b := old.Spec, vm.Spec
-	fixed := func(field string, same bool) {
-		if !same {
-			f.Add(field, "FIELD_IMMUTABLE", "never changes after creation")
-		}
-	}
-	whenOff := func(field string, same bool) {
-		if !same && !off {
-			f.Add(field, "VM_NOT_OFF", "only changes while the VM is off; stop it first")
-		}
-	}
-	fixed("spec.clone_from", proto.Equal(a.CloneFrom, b.CloneFrom))
-	fixed("spec.hardware.version", a.Hardware.GetVersion() == b.Hardware.GetVersion())
-	whenOff("spec.hardware", proto.Equal(a.Hardware, b.Hardware))
-	whenOff("spec.template", a.Template == b.Template)
-	whenOff("spec.kernel_image", a.KernelImage == b.KernelImage)
-	for _, d := range b.Disks {
-		was := diskOf(old, d.Name)
-		if was == nil {
-			continue
-		}
-		at := "spec.disks[" + d.Name + "]"
-		fixed(at+".image", was.Image == d.Image)
-		fixed(at+".datastore", was.Datastore == d.Datastore)
-		fixed(at+".format", was.Format == d.Format)
-		whenOff(at+".bus", was.Bus == d.Bus)
-		whenOff(at+".read_only", was.ReadOnly == d.ReadOnly)
-		if now := max(was.SizeBytes, diskSize(old, d.Name)); d.SizeBytes != was.SizeBytes && d.SizeBytes < now {
-			f.Add(at+".size_bytes", "OUT_OF_RANGE", "%d is less than its %d bytes now; disks only grow", d.SizeBytes, now)
-		}
-	}
-	for _, n := range b.Nics {
-		if was := nicOf(old, n.Name); was != nil {
-			whenOff("spec.nics["+n.Name+"].adapter", was.Adapter == n.Adapter)
-			whenOff("spec.nics["+n.Name+"].mac", was.Mac == n.Mac)
-		}
-	}
-	if h := b.Placement.GetHost(); h != "" && h != a.Placement.GetHost() && h != old.GetStatus().GetOwner() {
-		f.Add("spec.placement.host", "CANNOT_MOVE", "the VM and its disks are on host %q; this version can't move them", old.GetStatus().GetOwner())
-	}
-	return f.Err()
-}
-
-func diskSize(vm *v1.VM, name string) int64 {
-	for _, d := range vm.GetStatus().GetDisks() {
-		if d.Name == name {
-			return d.SizeBytes
-		}
-	}
-	return 0
 }
 
 // isUp reports whether QEMU runs in a phase, or may.
@@ -309,15 +216,27 @@ func isUp(p v1.VMPhase) bool {
 	return false
 }
 
+// isDown reports whether a VM is off, or failed, and its host has heard the latest wish: one that is on its way isn't wished for again.
+func isDown(vm *v1.VM) bool {
+	switch vm.GetStatus().GetPhase() {
+	case v1.VMPhase_VM_PHASE_OFF, v1.VMPhase_VM_PHASE_CRASHED, v1.VMPhase_VM_PHASE_FAILED:
+		return vm.Status.ObservedGeneration >= vm.Meta.Generation
+	}
+	return false
+}
+
 // StartVM asks for power, and again if the last start failed.
 func (m *Manager) StartVM(ctx context.Context, name string) (*v1.VM, error) {
-	m.admission.Lock()
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	return m.changeVM(ctx, name, false, func(vm *v1.VM) error {
 		if vm.Spec.Template {
 			return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: name, Reason: "IS_TEMPLATE", Message: "is a template, which never runs", Remedy: "clone it: drover vm clone " + name + " NEW"}
 		}
-		again := vm.Spec.Power == v1.Power_POWER_ON && !isUp(vm.GetStatus().GetPhase())
+		again := vm.Spec.Power == v1.Power_POWER_ON && isDown(vm)
 		if vm.Spec.Power == v1.Power_POWER_ON && !again {
 			return errSame
 		}
@@ -361,10 +280,13 @@ func (m *Manager) PauseVM(ctx context.Context, name string, pause bool) (*v1.VM,
 // DeleteVM marks a VM; its host takes it down and then the record goes. A VM that runs needs force. One that linked clones stand on is
 // never deleted.
 func (m *Manager) DeleteVM(ctx context.Context, name string, revision int64, force bool) (*v1.VM, error) {
-	m.admission.Lock() // no clone may be made of it meanwhile
-	defer m.admission.Unlock()
+	ctx, done, err := m.exclusive(ctx) // no clone may be made of it meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if clones := m.clonesOf(name, ""); len(clones) > 0 {
-		return nil, &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: name, Reason: "HAS_CLONES", Message: fmt.Sprintf("linked clones stand on it: %v", clones), Remedy: "delete them first"}
+		return nil, hasClones(resource.KindVM, name, clones)
 	}
 	vm, err := m.VMs.mutate(ctx, name, func(vm *v1.VM) error {
 		if err := atRevision(resource.KindVM, vm.Meta, revision); err != nil {
@@ -373,10 +295,11 @@ func (m *Manager) DeleteVM(ctx context.Context, name string, revision int64, for
 		if vm.Meta.DeleteTime != nil {
 			return errSame
 		}
-		if vm.GetStatus().GetBusy() != "" && !force {
+		held := vm.GetStatus().GetOwner() != "" // without a host nothing of it runs
+		if held && vm.GetStatus().GetBusy() != "" && !force {
 			return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: name, Reason: "VM_BUSY", Message: "task " + vm.Status.Busy + " has it to itself", Remedy: "wait for it, or delete with force"}
 		}
-		if (vm.Spec.Power != v1.Power_POWER_OFF || isUp(vm.GetStatus().GetPhase())) && !force {
+		if held && (vm.Spec.Power != v1.Power_POWER_OFF || isUp(vm.GetStatus().GetPhase())) && !force {
 			return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: name, Reason: "VM_NOT_OFF", Message: "is not off", Remedy: "stop it first: drover vm stop " + name + "; or delete it as it runs: --force"}
 		}
 		vm.Meta.DeleteTime = stamp(m.cfg.Clock.Now())
@@ -393,10 +316,17 @@ func (m *Manager) DeleteVM(ctx context.Context, name string, revision int64, for
 	return vm, nil
 }
 
+func hasClones(kind resource.Kind, name string, clones []string) error {
+	return &resource.Error{Code: resource.Precondition, Kind: kind, Name: name, Reason: "HAS_CLONES", Message: fmt.Sprintf("linked clones stand on it: %v", clones), Remedy: "delete them first"}
+}
+
 // forgetVM removes the record of a VM of which nothing is left, with its snapshots and addresses.
 func (m *Manager) forgetVM(ctx context.Context, vm *v1.VM) error {
-	ops := append([]store.Op{m.VMs.coll.DeleteOp(vm.Meta.Name, vm.Meta.Revision)}, m.claimMACs(vm, nil)...)
-	rev, err := m.store.Txn(ctx, ops...)
+	claims, err := m.claimMACs(ctx, vm, nil)
+	if err != nil {
+		return err
+	}
+	rev, err := m.store.Txn(ctx, append([]store.Op{m.VMs.coll.DeleteOp(vm.Meta.Name, vm.Meta.Revision)}, claims...)...)
 	if err != nil {
 		return m.VMs.translate(err, vm.Meta.Name)
 	}
@@ -418,8 +348,9 @@ func (m *Manager) admit(vm *v1.VM) error {
 	if !ok {
 		return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: vm.Meta.Name, Reason: "NO_OWNER", Message: "no host holds it: its host was removed", Remedy: "delete it, or restore it from a backup"}
 	}
+	others := slices.DeleteFunc(m.residents()[host.Meta.Name], func(x *v1.VM) bool { return x.Meta.Name == vm.Meta.Name })
 	r := placement.Request{Name: vm.Meta.Name, CPUs: int64(vm.Spec.Cpus), MemoryMiB: vm.Spec.MemoryBytes >> 20}
-	result, err := placement.Place([]placement.Host{m.room(host)}, r, placement.Options{CPUOvercommit: 1})
+	result, err := placement.Place([]placement.Host{m.room(host, others)}, r, placement.Options{CPUOvercommit: 1})
 	if err != nil {
 		return err
 	}

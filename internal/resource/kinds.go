@@ -15,6 +15,7 @@ import (
 // CheckSite says what is wrong with a site.
 func CheckSite(s *v1.Site) error {
 	f := begin(KindSite, s.GetMeta(), false)
+	checkEnums(f, s.GetSpec())
 	checkText(f, "spec.description", s.GetSpec().GetDescription(), 1024)
 	if tz := s.GetSpec().GetTimeZone(); tz != "" {
 		if _, err := time.LoadLocation(tz); err != nil || strings.HasPrefix(tz, "Local") {
@@ -86,6 +87,7 @@ func CheckNetwork(n *v1.Network) error {
 func CheckImage(i *v1.Image) error {
 	f := begin(KindImage, i.GetMeta(), false)
 	s := i.GetSpec()
+	checkEnums(f, s)
 	checkText(f, "spec.description", s.GetDescription(), 1024)
 	checkOS(f, s.GetOs())
 	if s.GetUrl() != "" {

@@ -106,6 +106,7 @@ func CheckVM(vm *v1.VM) error {
 		f.Add("spec", "SPEC_MISSING", "says what the VM is made of, and is missing")
 		return f.Err()
 	}
+	checkEnums(f, s)
 	checkText(f, "spec.description", s.Description, 1024)
 	checkOS(f, s.Os)
 	hw := checkHardware(f, s)
@@ -123,6 +124,9 @@ func CheckVM(vm *v1.VM) error {
 	}
 	if t := s.StopTimeout.AsDuration(); t < 0 || t > longestStop {
 		f.Add("spec.stop_timeout", "OUT_OF_RANGE", "%v; must be 0 to %v", t, longestStop)
+	}
+	if t := s.StopGrace.AsDuration(); t < 0 || t > longestStop {
+		f.Add("spec.stop_grace", "OUT_OF_RANGE", "%v; must be 0 to %v", t, longestStop)
 	}
 	if s.Template && s.Power != v1.Power_POWER_OFF {
 		f.Add("spec.template", "CONTRADICTION", "a template never runs; power must be POWER_OFF")

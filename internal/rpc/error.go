@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -34,9 +35,10 @@ func Error(ctx context.Context, log *slog.Logger, err error) *connect.Error {
 	case err == nil:
 		return nil
 	case errors.As(err, &re):
-		msg := err.Error()
-		ce = connect.NewError(codes[re.Code], errors.New(msg))
-		if d, derr := connect.NewErrorDetail(&v1.ErrorDetail{Kind: re.Kind, Name: re.Name, Field: re.Field, Reason: re.Reason, Remedy: re.Remedy}); derr == nil {
+		ce = connect.NewError(codes[re.Code], errors.New(strings.ToValidUTF8(err.Error(), "\ufffd")))
+		// A name that is no UTF-8 can't be in a message.
+		detail := &v1.ErrorDetail{Kind: re.Kind, Name: strings.ToValidUTF8(re.Name, "\ufffd"), Field: re.Field, Reason: re.Reason, Remedy: strings.ToValidUTF8(re.Remedy, "\ufffd")}
+		if d, derr := connect.NewErrorDetail(detail); derr == nil {
 			ce.AddDetail(d)
 		}
 		if re.Code == resource.Internal {
@@ -52,6 +54,14 @@ func Error(ctx context.Context, log *slog.Logger, err error) *connect.Error {
 	}
 	log.ErrorContext(ctx, "api: internal fault", "err", err)
 	return connect.NewError(connect.CodeInternal, errors.New("an internal fault; the log of the server says more"))
+}
+
+// CodeOf is the code that Error gives err; 0 for nil.
+func CodeOf(err error) connect.Code {
+	if err == nil {
+		return 0
+	}
+	return Error(context.Background(), slog.New(slog.DiscardHandler), err).Code()
 }
 
 // FromError is what Error made, as a resource.Error again; other errors come back as they are.
@@ -121,9 +131,19 @@ func (i errorInterceptor) WrapStreamingClient(next connect.StreamingClientFunc) 
 
 func (i errorInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := next(ctx, conn); err != nil {
+		if err := next(ctx, strict{conn}); err != nil {
 			return Error(ctx, i.log, err)
 		}
 		return nil
 	}
+}
+
+// strict refuses messages of a stream that have fields which this version does not know.
+type strict struct{ connect.StreamingHandlerConn }
+
+func (s strict) Receive(m any) error {
+	if err := s.StreamingHandlerConn.Receive(m); err != nil {
+		return err
+	}
+	return known(m)
 }

@@ -449,6 +449,8 @@ func TestPrune(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		time.Sleep(2 * lookAgain)
+		w.store.mu.Lock()
+		defer w.store.mu.Unlock()
 		for i, n := range names {
 			if _, kept := w.store.tasks[n]; kept != (i >= 3) {
 				t.Errorf("task %d of 6 kept: %v", i, kept)
