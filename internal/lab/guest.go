@@ -12,8 +12,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/clock"
 	"drover/internal/hostnet"
 
 	"connectrpc.com/connect"
@@ -355,3 +357,44 @@ func (f *Fleet) hostLeftovers(h string) ([]string, error) {
 	}
 	return out, nil
 }
+
+// AwaitTask waits for a task's end. One that did not succeed is an error.
+func (f *Fleet) AwaitTask(ctx context.Context, name string) error {
+	var last *v1.Task
+	err := follow(ctx, f.API.Task.Watch, &v1.WatchRequest{Filter: fmt.Sprintf("meta.name = %q", name)}, func(c *v1.TaskChange) bool {
+		if c.GetTask() != nil {
+			last = c.GetTask()
+		}
+		switch last.GetStatus().GetState() {
+		case v1.TaskState_TASK_STATE_SUCCEEDED, v1.TaskState_TASK_STATE_FAILED, v1.TaskState_TASK_STATE_CANCELLED:
+			return true
+		}
+		return false
+	})
+	if err == nil && last.GetStatus().GetState() != v1.TaskState_TASK_STATE_SUCCEEDED {
+		err = errors.New(last.GetStatus().GetMessage())
+	}
+	if err != nil {
+		return fmt.Errorf("task %s (%s of %s, %s): %w", name, last.GetSpec().GetKind(), last.GetSpec().GetTarget(), last.GetStatus().GetState(), err)
+	}
+	return nil
+}
+
+// AwaitHost waits until the manager says that a host is in a phase. READY counts from the host's next word on: what the
+// manager knew before is nothing new.
+func (f *Fleet) AwaitHost(ctx context.Context, name string, phase v1.HostPhase) error {
+	since := f.now()
+	err := follow(ctx, f.API.Host.Watch, &v1.WatchRequest{Filter: fmt.Sprintf("meta.name = %q", name)}, func(c *v1.HostChange) bool {
+		st := c.GetHost().GetStatus()
+		if phase == v1.HostPhase_HOST_PHASE_READY && st.GetLastHeartbeat().AsTime().Before(since) {
+			return false
+		}
+		return st.GetPhase() == phase
+	})
+	if err != nil {
+		return fmt.Errorf("host %s is not %s: %w (log: %s)", name, phase, err, tail(f.LogPath(name)))
+	}
+	return nil
+}
+
+func (f *Fleet) now() time.Time { return clock.Real().Now() }

@@ -13,6 +13,7 @@ import (
 
 // A VM on each site: made, started, seen on its console, asked by HTTP over the WAN by the other, stopped, deleted.
 func TestVMsOnBothSites(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, lab.FleetConfig{})
 	image := r.tiny(false)
 	began := time.Now()
@@ -72,6 +73,7 @@ func TestVMsOnBothSites(t *testing.T) {
 
 // The console types, the screen is a picture, a program runs in the guest.
 func TestTalkingToAGuest(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, small("east-1"))
 	spec := guest(r.tiny(false))
 	r.create("web", spec)
