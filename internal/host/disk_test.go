@@ -297,8 +297,12 @@ func TestUEFIAndMicroVM(t *testing.T) {
 	micro.Nics = []*v1.NICSpec{{Name: "eth0", Network: "lan", Addresses: []string{"10.9.8.7/24"}}}
 	small := b.vm("small", micro)
 	b.awaitPhase(small, boot, v1.VMPhase_VM_PHASE_RUNNING)
-	if said := b.console(small, "drover-tiny: ready", boot); !strings.Contains(said+b.console(small, "10.9.8.7", boot), "ready seeded 10.9.8.7") {
-		t.Errorf("hostname and address from the seed are not what the guest says:\n%s", said)
+	r := b.await(small, "hostname and address from the seed", boot, func(r *v1.VMReport) bool {
+		g := r.GetStatus().GetGuest()
+		return g.GetHostname() == "seeded" && strings.Contains(strings.Join(g.GetAddresses(), " "), "10.9.8.7")
+	})
+	if nics := r.GetStatus().GetNics(); len(nics) != 1 || len(nics[0].GetAddresses()) == 0 {
+		t.Errorf("the NIC's addresses: %v", nics)
 	}
 	big := b.vm("big", uefi)
 	b.awaitPhase(big, boot, v1.VMPhase_VM_PHASE_RUNNING)

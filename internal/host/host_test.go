@@ -98,6 +98,7 @@ type bench struct {
 	log  *os.File
 
 	afterwards func() // run when all VMs are gone
+	agentPID   int    // of an agent in a process of its own
 	bootID     string // what agents in this process take for the boot
 }
 
@@ -228,6 +229,7 @@ func (b *bench) spawn() (kill func()) {
 	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
+	b.agentPID = cmd.Process.Pid
 	b.stop = func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
