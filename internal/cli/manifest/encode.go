@@ -61,6 +61,21 @@ func JSON(w io.Writer, kind string, m proto.Message) error {
 	return indent(w, b)
 }
 
+// JSONLine writes one message as one line.
+func JSONLine(w io.Writer, m proto.Message) error {
+	b, err := object("", m)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Compact(&out, b); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	out.WriteByte('\n')
+	_, err = w.Write(out.Bytes())
+	return err
+}
+
 // JSONList writes messages as an array of such objects.
 func JSONList(w io.Writer, kind string, ms []proto.Message) error {
 	parts := make([][]byte, len(ms))

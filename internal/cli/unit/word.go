@@ -42,15 +42,18 @@ func Age(now time.Time, t *timestamppb.Timestamp) string {
 }
 
 // Word is an enum's value without its prefix, in lower case: VM_PHASE_IO_ERROR is "io-error". The zero value is "".
-func Word(e protoreflect.Enum) string {
-	v := e.Descriptor().Values().ByNumber(e.Number())
+func Word(e protoreflect.Enum) string { return EnumWord(e.Descriptor(), e.Number()) }
+
+// EnumWord is Word for a number of an enum.
+func EnumWord(d protoreflect.EnumDescriptor, n protoreflect.EnumNumber) string {
+	v := d.Values().ByNumber(n)
 	switch {
 	case v == nil:
-		return fmt.Sprintf("%d", e.Number())
-	case e.Number() == 0:
+		return fmt.Sprintf("%d", n)
+	case n == 0:
 		return ""
 	}
-	return word(e.Descriptor(), v)
+	return word(d, v)
 }
 
 // Words are all values of an enum but the zero one.
