@@ -41,6 +41,7 @@ type agent struct {
 	stores   *stores
 	gate     *gate
 	flights  flights
+	pruning  chan struct{} // look for images that nobody needs
 	anew     chan struct{} // ask the watch to begin anew
 
 	// life is the context of the actors: it ends with the agent.
@@ -69,7 +70,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer lock.Close()
 	a := &agent{
 		cfg: cfg, log: cfg.Log, clk: cfg.Clock, reporter: newReporter(), events: &events{clk: cfg.Clock},
-		anew: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(),
+		anew: make(chan struct{}, 1), pruning: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(),
 	}
 	if a.boot = cfg.BootID; a.boot == "" {
 		a.boot, err = bootID()
@@ -124,7 +125,7 @@ func (a *agent) run(ctx context.Context, listener net.Listener) (err error) {
 		return err
 	}
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context){a.watch, a.report, a.keepCertificate, a.sample} {
+	for _, part := range []func(context.Context){a.watch, a.report, a.keepCertificate, a.sample, a.prune} {
 		parts.Go(func() { part(life) })
 	}
 	a.log.Info("host agent is up", "listen", listener.Addr().String(), "advertise", a.address, "accelerator", a.accel.name, "vms", len(a.all()))

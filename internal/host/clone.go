@@ -22,6 +22,9 @@ func (m *machine) clone(ctx context.Context, vm *v1.VM, c *v1.CloneSource) error
 	if src == nil {
 		return fmt.Errorf("clone of VM %s: its disks are not on this host: %w", c.GetVm(), errWaiting)
 	}
+	if src == m {
+		return fmt.Errorf("clone of VM %s: it would be a clone of itself", c.GetVm())
+	}
 	_, snap, _ := strings.Cut(c.GetSnapshot(), "/")
 	m.doingNow("cloning VM " + c.GetVm())
 	// The source's actor holds still: its disks can't change, nor can it be started meanwhile.

@@ -310,3 +310,34 @@ func TestUEFIAndMicroVM(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestImagesThatNobodyNeedsGo(t *testing.T) {
+	b := newBench(t)
+	b.tiny()
+	b.diskImage("base", "image")
+	b.start()
+	spec := tinySpec()
+	spec.Power = v1.Power_POWER_OFF
+	spec.Disks = []*v1.DiskSpec{{Name: "root", Image: "base"}}
+	uid := b.vm("web", spec)
+	b.awaitPhase(uid, boot, v1.VMPhase_VM_PHASE_OFF)
+	cached := func() int {
+		got, _ := filepath.Glob(filepath.Join(b.dir, "state/datastore/images/*"))
+		return len(got)
+	}
+	b.forgetImage("base")
+	b.edit(uid, func(*v1.VM) {})
+	b.await(uid, "the next word", boot, func(r *v1.VMReport) bool { return r.GetStatus().GetObservedGeneration() == 2 })
+	if cached() != 1 {
+		t.Fatal("an image went that a disk stands on")
+	}
+	b.remove(uid)
+	b.until("the VM to go", boot, b.eventText, func() bool { return len(b.vms) == 0 })
+	b.forgetImage("base") // once more: now nothing stands on it
+	b.until("the cached image to go", boot, b.eventText, func() bool { return cached() == 0 })
+}
+
+// forgetImage tells the host that an image is deleted.
+func (b *bench) forgetImage(name string) {
+	b.put(&v1.AgentChange{Kind: v1.ChangeKind_CHANGE_KIND_DELETED, Object: &v1.AgentChange_Image{Image: &v1.Image{Meta: &v1.Meta{Name: name}}}})
+}

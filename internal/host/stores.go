@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,13 @@ func (s *stores) at(path string) (*disk.Store, error) {
 	}
 	s.open[path] = st
 	return st, nil
+}
+
+// opened are the datastores that are in use.
+func (s *stores) opened() []*disk.Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.open))
 }
 
 func (s *stores) close() error {

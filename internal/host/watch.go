@@ -81,12 +81,13 @@ type intake struct {
 	agent  *agent
 	seen   map[string]bool
 	synced bool
+	failed error // of one VM, which must not keep the others from being told
 }
 
 func (in *intake) take(c *v1.AgentChange) error {
 	switch c.GetKind() {
 	case v1.ChangeKind_CHANGE_KIND_RESET:
-		in.seen, in.synced = map[string]bool{}, false
+		in.seen, in.synced, in.failed = map[string]bool{}, false, nil
 		return nil
 	case v1.ChangeKind_CHANGE_KIND_SYNCED:
 		in.synced = true
@@ -96,13 +97,22 @@ func (in *intake) take(c *v1.AgentChange) error {
 		}
 		in.agent.keepMachines(in.seen)
 		in.agent.reporter.needFull()
+		in.agent.pruneSoon()
 		in.seen = map[string]bool{}
-		return nil
+		return in.failed
 	}
 	switch o := c.GetObject().(type) {
 	case *v1.AgentChange_Vm:
 		in.seen["vm/"+o.Vm.GetMeta().GetUid()] = true
-		return in.agent.takeVM(o.Vm, c.GetKind() == v1.ChangeKind_CHANGE_KIND_DELETED)
+		err := in.agent.takeVM(o.Vm, c.GetKind() == v1.ChangeKind_CHANGE_KIND_DELETED)
+		if err != nil {
+			in.agent.log.Error("a VM could not be taken on; it is tried again", "vm", o.Vm.GetMeta().GetName(), "err", err)
+			in.failed = errors.Join(in.failed, err)
+		}
+		if in.synced {
+			return err
+		}
+		return nil
 	case *v1.AgentChange_Datastore:
 		in.seen["datastore/"+o.Datastore.GetMeta().GetName()] = true
 	case *v1.AgentChange_Network:
@@ -112,6 +122,9 @@ func (in *intake) take(c *v1.AgentChange) error {
 	}
 	in.agent.world.put(c)
 	in.agent.wakeWaiting()
+	if c.GetImage() != nil && c.GetKind() == v1.ChangeKind_CHANGE_KIND_DELETED && in.synced {
+		in.agent.pruneSoon()
+	}
 	if in.synced {
 		return in.agent.world.save()
 	}

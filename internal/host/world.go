@@ -172,3 +172,14 @@ func (w *world) allDatastores() []*v1.Datastore {
 }
 
 func clone[T proto.Message](m T) T { return proto.CloneOf(m) }
+
+// imageSums are the SHA-256 of all images that the manager has.
+func (w *world) imageSums() map[string]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := map[string]bool{}
+	for _, i := range w.images {
+		out[i.GetStatus().GetSha256()] = true
+	}
+	return out
+}

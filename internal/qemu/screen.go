@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"image"
 	"image/png"
@@ -17,6 +18,9 @@ import (
 
 // maxScreen bounds a picture: the guest chooses the size of its screen.
 const maxScreen = 64 << 20
+
+// maxPixels bounds what a small file can unfold to: 8192 × 8192.
+const maxPixels = 64 << 20
 
 // Screen takes a picture of the guest's screen.
 func (p *Process) Screen(ctx context.Context) (_ image.Image, err error) {
@@ -57,6 +61,9 @@ func (p *Process) Screen(ctx context.Context) (_ image.Image, err error) {
 	b, err := io.ReadAll(io.LimitReader(m, maxScreen))
 	if err != nil {
 		return nil, err
+	}
+	if size, err := png.DecodeConfig(bytes.NewReader(b)); err != nil || int64(size.Width)*int64(size.Height) > maxPixels {
+		return nil, fmt.Errorf("the picture is none, or has more than %d pixels: %w", maxPixels, errors.Join(err, ErrGuest))
 	}
 	return png.Decode(bytes.NewReader(b))
 }
