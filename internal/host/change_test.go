@@ -95,10 +95,8 @@ func TestHotChanges(t *testing.T) {
 	if len(r.GetStatus().GetRestartRequired()) > 0 {
 		t.Errorf("needs a restart: %v", r.GetStatus().GetRestartRequired())
 	}
-	if got := b.sh(uid, 1, "cat /sys/block/vdb/size"); got != "65536" {
-		t.Errorf("added disk has %s sectors, want 65536", got)
-	}
-	// Its driver takes a moment.
+	// The guest takes a moment for each of these; if it never comes, the call has a deadline.
+	b.sh(uid, 1, "until grep -qx 65536 /sys/block/vdb/size; do sleep 0.2; done")
 	b.sh(uid, 1, "until grep -q 52:54:00:00:00:01 /sys/class/net/*/address; do sleep 0.2; done")
 
 	b.edit(uid, func(vm *v1.VM) {
@@ -112,12 +110,8 @@ func TestHotChanges(t *testing.T) {
 	if got := r.GetStatus().GetRestartRequired(); len(got) != 1 || got[0] != "spec.kernel_cmdline" {
 		t.Errorf("restart required: %v, want only the kernel's command line", got)
 	}
-	if got := b.sh(uid, 1, "cat /sys/block/vda/size"); got != "196608" {
-		t.Errorf("grown disk has %s sectors, want 196608", got)
-	}
-	if got := b.sh(uid, 1, "for n in /sys/class/net/e*; do ip link set ${n##*/} up; cat $n/carrier; done"); got != "0" {
-		t.Errorf("carrier of the NIC whose cable is out: %q", got)
-	}
+	b.sh(uid, 1, "until grep -qx 196608 /sys/block/vda/size; do sleep 0.2; done")
+	b.sh(uid, 1, "for n in /sys/class/net/e*; do ip link set ${n##*/} up; until grep -qx 0 $n/carrier; do sleep 0.2; done; done")
 
 	b.edit(uid, func(vm *v1.VM) { vm.Spec.Disks, vm.Spec.Nics = vm.Spec.Disks[:1], nil })
 	b.awaitGeneration(uid)

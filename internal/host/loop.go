@@ -99,8 +99,12 @@ func (m *machine) take() (*v1.VM, wish, bool) {
 		return nil, wish{}, false
 	}
 	if unsaved {
-		m.local.Held = held
-		if err := errors.Join(saveVM(m.dir, vm), m.save()); err != nil {
+		err := saveVM(m.dir, vm)
+		if m.local.Held != held {
+			m.local.Held = held
+			err = errors.Join(err, m.save())
+		}
+		if err != nil {
 			m.log.Error("the VM's record is not on disk; after a restart of the agent an older one counts", "err", err)
 		}
 	}
