@@ -96,8 +96,9 @@ Files are checked as a whole before anything is changed. Everything is made in t
 				}
 			}
 			var failed []error
+			p := &plan{docs: docs, dry: dry, wait: w}
 			for _, d := range docs {
-				if err := a.applyOne(ctx, c, d, docs, dry, w); err != nil {
+				if err := a.applyOne(ctx, c, d, p); err != nil {
 					if ctx.Err() != nil {
 						return err
 					}
@@ -117,11 +118,33 @@ Files are checked as a whole before anything is changed. Everything is made in t
 	return cmd
 }
 
-func (a *App) applyOne(ctx context.Context, c *client.Client, d *manifest.Doc, all []*manifest.Doc, dry bool, w waitFlags) error {
+// plan is one run of apply.
+type plan struct {
+	docs []*manifest.Doc
+	dry  bool
+	wait waitFlags
+	// made are the documents whose objects were, or in a dry run would be, created.
+	made []*manifest.Doc
+}
+
+// lacks is the document that would have been created if this weren't a dry run, and whose object an error misses.
+func (p *plan) lacks(err error) *manifest.Doc {
+	if !p.dry {
+		return nil
+	}
+	for _, d := range p.made {
+		if strings.Contains(err.Error(), d.Kind+" named "+fmt.Sprintf("%q", d.Name)) {
+			return d
+		}
+	}
+	return nil
+}
+
+func (a *App) applyOne(ctx context.Context, c *client.Client, d *manifest.Doc, p *plan) error {
 	k := kindOf(d.Kind)
 	current, err := k.get(ctx, c, d.Name)
 	if missing(err) {
-		return a.applyNew(ctx, c, k, d, all, dry, w)
+		return a.applyNew(ctx, c, k, d, p)
 	}
 	if err != nil {
 		return err
@@ -137,14 +160,14 @@ func (a *App) applyOne(ctx context.Context, c *client.Client, d *manifest.Doc, a
 	if k.update == nil {
 		return &failure{code: exitPrecondition, err: fmt.Errorf("%s %q exists, and %s can't be changed", k.name, d.Name, strings.Join(paths, ", "))}
 	}
-	got, err := k.update(ctx, c, merged.(object), maskOf(paths...), dry)
+	got, err := k.update(ctx, c, merged.(object), maskOf(paths...), p.dry)
 	if err != nil {
 		return err
 	}
-	return a.printDone(k, got, dryWord(applyConfigured, dry)+" ("+strings.Join(paths, ", ")+")")
+	return a.printDone(k, got, dryWord(applyConfigured, p.dry)+" ("+strings.Join(paths, ", ")+")")
 }
 
-func (a *App) applyNew(ctx context.Context, c *client.Client, k *kind, d *manifest.Doc, all []*manifest.Doc, dry bool, w waitFlags) error {
+func (a *App) applyNew(ctx context.Context, c *client.Client, k *kind, d *manifest.Doc, p *plan) error {
 	if k.create == nil {
 		return &failure{code: exitNotFound, err: fmt.Errorf("%s %q: not found, and can't be made by apply", k.name, d.Name)}
 	}
@@ -152,17 +175,21 @@ func (a *App) applyNew(ctx context.Context, c *client.Client, k *kind, d *manife
 	if err != nil {
 		return err
 	}
-	made, err := k.create(ctx, c, m.(object), dry)
+	made, err := k.create(ctx, c, m.(object), p.dry)
 	if err != nil {
+		if need := p.lacks(err); need != nil {
+			return a.printDone(k, m.(object), dryWord(applyCreated, true)+", after "+need.Kind+"/"+need.Name+"; the rest of it can't be checked before")
+		}
 		return err
 	}
-	if img, ok := made.(*v1.Image); ok && !dry && w.on() && img.GetSpec().GetUrl() != "" && hasKind(all, "vm") {
+	p.made = append(p.made, d)
+	if img, ok := made.(*v1.Image); ok && !p.dry && p.wait.on() && img.GetSpec().GetUrl() != "" && hasKind(p.docs, "vm") {
 		// VMs of the same files may start from it.
-		if err := a.finishTask(ctx, c, img.GetStatus().GetTask(), w); err != nil {
+		if err := a.finishTask(ctx, c, img.GetStatus().GetTask(), p.wait); err != nil {
 			return err
 		}
 	}
-	return a.printDone(k, made, dryWord(applyCreated, dry))
+	return a.printDone(k, made, dryWord(applyCreated, p.dry))
 }
 
 func hasKind(docs []*manifest.Doc, kind string) bool {
@@ -287,7 +314,11 @@ func (a *App) getCommand() *cobra.Command {
 func specs(items []object, on bool) []object {
 	if on {
 		for i, o := range items {
-			items[i] = manifest.SpecOnly(o).(object)
+			o = manifest.SpecOnly(o).(object)
+			if vm, ok := o.(*v1.VM); ok && vm.GetSpec() != nil {
+				vm.Spec.StopGrace = nil // of one stop, not a wish
+			}
+			items[i] = o
 		}
 	}
 	return items

@@ -15,7 +15,7 @@ import (
 )
 
 // hidden are fields that tell people nothing.
-var hidden = map[protoreflect.Name]bool{"uid": true, "generation": true, "revision": true, "observed_generation": true, "vm_spec": true, "arguments": true, "notes": true, "password_hash": true, "secret_hash": true}
+var hidden = map[protoreflect.Name]bool{"uid": true, "generation": true, "revision": true, "observed_generation": true, "vm_spec": true, "arguments": true, "notes": true, "password_hash": true, "secret_hash": true, "machine_types": true}
 
 // describe prints all of an object for people.
 func (a *App) describe(o object) error {
@@ -130,7 +130,7 @@ func (d *describer) item(indent string, m protoreflect.Message) {
 	if head == "" {
 		head = "-"
 	}
-	fmt.Fprintf(d.w, "%s%-10s %s\n", indent, head, strings.Join(rest, ", "))
+	fmt.Fprintln(d.w, strings.TrimRight(fmt.Sprintf("%s%-10s %s", indent, head, strings.Join(rest, ", ")), " "))
 }
 
 func (d *describer) scalar(fd protoreflect.FieldDescriptor, v protoreflect.Value) string {

@@ -139,7 +139,7 @@ func (a *App) told(err error) (text, hint string) {
 		prefix, _, _ := strings.Cut(text, ce.Error())
 		text = prefix + ce.Message()
 		if d := rpc.Detail(rpc.FromError(ce)); d != nil {
-			return text, d.Remedy
+			return strings.TrimSuffix(text, "; "+d.GetRemedy()), d.GetRemedy()
 		}
 		return a.unreachable(ce, text)
 	}

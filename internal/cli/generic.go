@@ -185,7 +185,7 @@ func (u *updater) label(f *labelFlags, old map[string]string) (map[string]string
 // send updates an object by what was collected. o carries name and revision.
 func (u *updater) send(ctx context.Context, a *App, c *client.Client, k *kind, o object) error {
 	if len(u.paths) == 0 {
-		return usageError{fmt.Errorf("%s: nothing to change; give at least one flag", u.cmd.CommandPath()), u.cmd}
+		return usageError{fmt.Errorf("%s: nothing to change; give at least one flag", shortPath(u.cmd)), u.cmd}
 	}
 	got, err := k.update(ctx, c, o, maskOf(u.paths...), false)
 	if err != nil {

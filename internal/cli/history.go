@@ -364,9 +364,16 @@ func summary(s *v1.Series) totals {
 		return totals{}
 	}
 	if strings.HasSuffix(s.GetMetric(), "_total") {
-		r, _ := rate(pts[:1], pts)
-		last, _ := rate(pts[max(0, len(pts)-2):], pts[max(0, len(pts)-2):])
-		return totals{last: quantity(s, last) + "/s", mean: quantity(s, r) + "/s"}
+		two := pts[max(0, len(pts)-2):]
+		last, err := rate(two, two)
+		if err != nil {
+			return totals{}
+		}
+		mean, err := rate(pts, pts)
+		if err != nil {
+			return totals{}
+		}
+		return totals{last: quantity(s, last) + "/s", mean: quantity(s, mean) + "/s"}
 	}
 	var sum float64
 	least, most := pts[0].GetMin(), pts[0].GetMax()

@@ -57,7 +57,7 @@ func (a *App) imageImportCommand() *cobra.Command {
 		Use: "import FILE|URL", Short: "Import an image from a file of this machine or from a web address", Args: want("FILE|URL"),
 		Long: `Import an image: qcow2, raw, VMDK, VHDX, OVA, ISO or a kernel image, as it is or packed by xz, gz or zst.
 A file is uploaded by this command; when that breaks off, the same command goes on where it was. An address is fetched by the manager.`,
-		Example: "  drover image import debian-12.qcow2 --os debian12\n  drover image import https://example.org/disk.img.xz --name disk --sha256 9f86…",
+		Example: "  drover image import debian-12.qcow2 --os linux\n  drover image import https://example.org/disk.img.xz --name disk --sha256 9f86…",
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			name, remote := imageName(args[0])
 			img, err := f.image(name)
@@ -130,7 +130,7 @@ func (a *App) imageSetCommand() *cobra.Command {
 	var f imageFlags
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change an image's description, operating system and labels", Args: want("NAME"), ValidArgsFunction: a.firstArg(imageKind()),
-		Example: "  drover image set debian --os debian12",
+		Example: "  drover image set debian --os linux",
 		RunE: a.runCmd(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			old, err := c.Image.Get(ctx, &v1.GetRequest{Name: args[0]})
 			if err != nil {

@@ -19,6 +19,9 @@ const (
 	buildDebian = "debian"
 )
 
+// builtOS are the rows of the table of guests that built images are of.
+var builtOS = map[string]string{buildTiny: "linux-tiny", buildDebian: "linux"}
+
 func (a *App) imageBuildCommand() *cobra.Command {
 	var f imageFlags
 	var w waitFlags
@@ -51,8 +54,8 @@ What was built is kept, and built again only when packages or the recipe have ch
 				if err != nil {
 					return err
 				}
-				if img.Spec.Os == "" && args[0] == buildDebian {
-					img.Spec.Os = "debian12"
+				if img.Spec.Os == "" {
+					img.Spec.Os = builtOS[args[0]]
 				}
 				old, err := c.Image.Get(ctx, &v1.GetRequest{Name: img.Meta.Name})
 				if err == nil && old.GetSpec().GetSha256() == res.SHA256 && old.GetStatus().GetPhase() == v1.ImagePhase_IMAGE_PHASE_READY {

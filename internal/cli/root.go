@@ -125,11 +125,21 @@ func (a *App) noSuchCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("%s: there is no command %q", cmd.CommandPath(), args[0])
+	text := fmt.Sprintf("there is no command %q", args[0])
+	if path := shortPath(cmd); path != "" {
+		text = path + ": " + text
+	}
+	cmd.SuggestionsMinimumDistance = 2
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		text += "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return usageError{errors.New(text), cmd}
+}
+
+// shortPath is a command's path without the program.
+func shortPath(cmd *cobra.Command) string {
+	_, rest, _ := strings.Cut(cmd.CommandPath(), " ")
+	return rest
 }
 
 // want checks the number of arguments and names the missing one. Names in brackets may be left out; one with dots takes many.
@@ -146,9 +156,9 @@ func want(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return usageError{fmt.Errorf("%s: %s is missing", cmd.CommandPath(), names[len(args)]), cmd}
+			return usageError{fmt.Errorf("%s: %s is missing", shortPath(cmd), names[len(args)]), cmd}
 		case most >= 0 && len(args) > most:
-			return usageError{fmt.Errorf("%s: %q is one argument too many", cmd.CommandPath(), args[most]), cmd}
+			return usageError{fmt.Errorf("%s: %q is one argument too many", shortPath(cmd), args[most]), cmd}
 		}
 		return nil
 	}

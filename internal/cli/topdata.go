@@ -247,7 +247,7 @@ func (b *board) lines(now time.Time, colour bool) []string {
 		vms.Add(table.Text(name), table.Text(vm.GetStatus().GetOwner()), vmState(vm), load(u.cpu), table.Text(fmt.Sprint(vm.GetSpec().GetCpus())), size(u.memory), table.Text(unit.Size(vm.GetSpec().GetMemoryBytes())),
 			table.Text(unit.Rate(u.read)), table.Text(unit.Rate(u.written)), table.Text(unit.Rate(u.received)), table.Text(unit.Rate(u.sent)), table.Text(up), table.Text(firstAddress(vm)))
 	}
-	head := fmt.Sprintf("drover top   %s   %d hosts   %d of %d VMs running", now.Local().Format("15:04:05"), len(b.hosts), running, len(b.vms))
+	head := fmt.Sprintf("drover top   %s   hosts: %d   VMs: %d running of %d", now.Local().Format("15:04:05"), len(b.hosts), running, len(b.vms))
 	out := []string{table.Paint(head, table.Bold, colour)}
 	if b.problem != "" {
 		out = append(out, table.Paint(table.Clean(b.problem), table.Red, colour))

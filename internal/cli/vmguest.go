@@ -80,7 +80,9 @@ func (a *App) vmExecCommand() *cobra.Command {
 	cmd.Flags().StringArrayVar(&env, "env", nil, "environment variable `KEY=VALUE` (repeatable)")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long it may run (default 30s, at most 10m)")
 	cmd.Flags().BoolVar(&input, "stdin", false, "give it standard input, at most 1 MiB")
-	cmd.Flags().SetInterspersed(false)
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; put -- before the program if that is for it", err), cmd}
+	})
 	return cmd
 }
 

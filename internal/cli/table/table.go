@@ -23,6 +23,7 @@ const (
 
 // Cell is one value of a table.
 type Cell struct {
+	// Text is shown as "-" if it is empty, and as nothing if it is a blank.
 	Text   string
 	Colour Colour
 }
@@ -54,7 +55,7 @@ func (t *Table) Lines(colour bool) []string {
 		rows[r] = make([]Cell, len(t.Headers))
 		for i := range min(len(row), len(t.Headers)) {
 			c := Cell{Clean(row[i].Text), row[i].Colour}
-			if c.Text == "" {
+			if row[i].Text == "" {
 				c.Text = "-"
 			}
 			rows[r][i] = c
@@ -106,9 +107,9 @@ func Paint(text string, c Colour, on bool) string {
 }
 
 // Clean makes text safe for one line of a terminal: what a guest or an image says may hold escape sequences. Control
-// characters become spaces, what isn't UTF-8 a replacement character.
+// characters become spaces, what isn't UTF-8 a replacement character; blanks at the end go.
 func Clean(s string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
+	return strings.TrimRight(strings.Map(func(r rune) rune {
 		switch {
 		case unicode.IsControl(r), r == '\u2028', r == '\u2029':
 			return ' '
@@ -116,7 +117,7 @@ func Clean(s string) string {
 			return -1
 		}
 		return r
-	}, strings.ToValidUTF8(s, "\ufffd")))
+	}, strings.ToValidUTF8(s, "\ufffd")), " ")
 }
 
 // Width is how many columns text takes, near enough: East Asian wide characters count as two.
