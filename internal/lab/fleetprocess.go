@@ -173,7 +173,12 @@ func (f *Fleet) startHost(ctx context.Context, name string, probed *accel.Result
 		if err != nil {
 			return fmt.Errorf("join token for host %s: %w", name, err)
 		}
-		args = append(args, "--join", t.GetToken())
+		// Arguments can be read by everybody.
+		file := filepath.Join(state, "join")
+		if err := os.WriteFile(file, []byte(t.GetToken()), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--join", "@"+file)
 	}
 	return f.spawn(name, args...)
 }
