@@ -139,7 +139,11 @@ func (a *App) told(err error) (text, hint string) {
 		prefix, _, _ := strings.Cut(text, ce.Error())
 		text = prefix + ce.Message()
 		if d := rpc.Detail(rpc.FromError(ce)); d != nil {
-			return strings.TrimSuffix(text, "; "+d.GetRemedy()), d.GetRemedy()
+			text, hint = strings.TrimSuffix(text, "; "+d.GetRemedy()), d.GetRemedy()
+			if strings.HasPrefix(hint, "log in") && a.client != nil && a.client.Target.Server != "" {
+				hint = "log in: drover login --server " + a.client.Target.String()
+			}
+			return text, hint
 		}
 		return a.unreachable(ce, text)
 	}
