@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -130,7 +129,7 @@ func (c *command) up() *cobra.Command {
 				return err
 			}
 			defer f.Close()
-			if err := f.Draw(cmd.Context(), cmd.OutOrStdout(), coloured(cmd.OutOrStdout())); err != nil {
+			if err := f.Draw(cmd.Context(), cmd.OutOrStdout(), coloured(cmd)); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "\nexport DROVER_SOCKET=%s\n", f.Socket())
@@ -143,9 +142,12 @@ func (c *command) up() *cobra.Command {
 	return cmd
 }
 
-// coloured says whether a stream gets colours.
-func coloured(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// coloured says whether a command's output gets colours. The program's own flag has the last word.
+func coloured(cmd *cobra.Command) bool {
+	if f := cmd.Flags().Lookup("color"); f != nil && f.Value.String() != "auto" {
+		return f.Value.String() == "always"
+	}
+	f, ok := cmd.OutOrStdout().(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
@@ -158,7 +160,7 @@ func (c *command) status() *cobra.Command {
 				return err
 			}
 			defer f.Close()
-			return f.Draw(cmd.Context(), cmd.OutOrStdout(), coloured(cmd.OutOrStdout()))
+			return f.Draw(cmd.Context(), cmd.OutOrStdout(), coloured(cmd))
 		},
 	}
 }
@@ -318,7 +320,7 @@ func (c *command) wan() *cobra.Command {
 				t.Add(slices.Concat(link, counters(k.SiteA, k.SiteB, k.AToB))...)
 				t.Add(slices.Concat(link, counters(k.SiteB, k.SiteA, k.BToA))...)
 			}
-			return t.Write(cmd.OutOrStdout(), coloured(cmd.OutOrStdout()))
+			return t.Write(cmd.OutOrStdout(), coloured(cmd))
 		},
 	}
 	w.add(cmd)

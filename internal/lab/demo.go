@@ -40,7 +40,7 @@ of it running. Run again, it reuses what runs. End it by: drover lab down --name
 			if name == "" {
 				name = "demo"
 			}
-			d := &demo{teller: newTeller(cmd.OutOrStdout()), ctx: cmd.Context(), root: c.root, name: name}
+			d := &demo{teller: newTeller(cmd.OutOrStdout(), coloured(cmd)), ctx: cmd.Context(), root: c.root, name: name}
 			return d.play()
 		},
 	}

@@ -1,6 +1,6 @@
 package lab
 
-import "fmt"
+import "drover/internal/cli"
 
 // exitCode is an error that only says with which code to end the program.
-func exitCode(n int) error { return fmt.Errorf("exit code %d", n) }
+func exitCode(n int) error { return cli.Exit{Code: n} }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -134,4 +135,23 @@ func (f *Fleet) DeleteVMs(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// BuildDrover builds the program from this source tree for tests, and returns how to run it and how to remove it. The
+// environment's DROVER_BIN is taken instead if it is set.
+func BuildDrover(ctx context.Context) (argv []string, remove func(), err error) {
+	if bin := os.Getenv("DROVER_BIN"); bin != "" {
+		return []string{bin}, func() {}, nil
+	}
+	dir, err := os.MkdirTemp("", "drover-bin")
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	bin := filepath.Join(dir, "drover")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", bin, "drover/cmd/drover").CombinedOutput(); err != nil {
+		remove()
+		return nil, nil, fmt.Errorf("build drover: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return []string{bin}, remove, nil
 }

@@ -26,8 +26,8 @@ type teller struct {
 	times  table.Table
 }
 
-func newTeller(w io.Writer) *teller {
-	t := &teller{w: w, colour: coloured(w), clk: clock.Real()}
+func newTeller(w io.Writer, colour bool) *teller {
+	t := &teller{w: w, colour: colour, clk: clock.Real()}
 	if f, ok := w.(*os.File); ok {
 		t.tty = term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 	}

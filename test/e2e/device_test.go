@@ -87,7 +87,9 @@ func TestHotChanges(t *testing.T) {
 		_, err := r.API.Disk.Create(t.Context(), &v1.CreateDiskRequest{Disk: &v1.Disk{Meta: &v1.Meta{Name: "web/" + name}, Spec: &v1.DiskSpec{SizeBytes: 32 << 20, Bus: bus}}})
 		r.must(err)
 	}
-	r.until(url, "three disks", func(d map[string]struct{ Size int64 }) bool { return d["vdb"].Size == 32<<20 && d["sda"].Size == 32<<20 })
+	r.until(url, "three disks", func(d map[string]struct{ Size int64 }) bool {
+		return d["vdb"].Size == 32<<20 && d["sda"].Size == 32<<20
+	})
 	for _, dev := range []string{"vdb", "sda"} {
 		r.block("write", url, "dev="+dev+"&seed=2")
 		r.block("verify", url, "dev="+dev+"&seed=2")

@@ -26,7 +26,7 @@ type rig struct {
 
 func newRig(t *testing.T, c lab.FleetConfig) *rig {
 	t.Helper()
-	c.Drover = []string{drover}
+	c.Drover = drover
 	began := time.Now()
 	f := lab.NewFleet(t, c)
 	t.Logf("lab %s with %d hosts is up after %v", f.Name(), len(f.Topology().Hosts("")), time.Since(began).Round(time.Millisecond))
