@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -292,6 +293,35 @@ func TestBridge(t *testing.T) {
 		if got := names(t, n); !slices.Equal(got, []string{"lo"}) {
 			t.Errorf("%s after undo: %v", n.Name(), got)
 		}
+	}
+}
+
+// A TAP can be opened at once also while other goroutines start processes, which inherit everything until they execute.
+func TestTAPWhileProcessesStart(t *testing.T) {
+	n := testNet(t, "fork")
+	ctx, stop := context.WithCancel(t.Context())
+	var forks sync.WaitGroup
+	for range 4 {
+		forks.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	defer forks.Wait()
+	defer stop()
+	for i := range 300 {
+		tap := TAP{Name: fmt.Sprintf("t%d", i), Mark: testMark}
+		must(t, n.EnsureTAP(nil, tap))
+		f, err := n.OpenTAP(tap.Name, false)
+		if err != nil {
+			t.Fatalf("TAP %d of 300: %v", i, err)
+		}
+		f.Close()
+		must(t, n.Delete(tap.Name, testMark))
 	}
 }
 

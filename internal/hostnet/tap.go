@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 
 	"drover/internal/unwind"
 
@@ -49,6 +50,17 @@ func (n *Net) EnsureTAP(u *unwind.Stack, t TAP) error {
 	} else if !errors.Is(err, ErrNotFound) {
 		return err
 	}
+	if err := n.createTAP(u, t); err != nil {
+		return err
+	}
+	return n.finishTAP(u, t)
+}
+
+// createTAP makes the TAP and lets go of it. No process is forked meanwhile: it would have the TAP open until it
+// executes, and OpenTAP would find it busy.
+func (n *Net) createTAP(u *unwind.Stack, t TAP) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := n.openTun(t.Name, tapFlags(t.VNetHdr)|unix.IFF_TUN_EXCL)
 	if err != nil {
 		return err
@@ -64,7 +76,7 @@ func (n *Net) EnsureTAP(u *unwind.Stack, t TAP) error {
 	if err != nil {
 		return n.errorf("keep", t.Name, err)
 	}
-	return n.finishTAP(u, t)
+	return nil
 }
 
 func (n *Net) finishTAP(u *unwind.Stack, t TAP) error {
