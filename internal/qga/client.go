@@ -86,7 +86,7 @@ func New(conn net.Conn, o Options) *Client {
 	if o.Timeout <= 0 {
 		o.Timeout = 10 * time.Second
 	}
-	return &Client{conn: conn, timeout: o.Timeout, busy: make(chan struct{}, 1), in: bufio.NewReaderSize(conn, 16<<10)}
+	return &Client{conn: conn, timeout: o.Timeout, busy: make(chan struct{}, 1), in: bufio.NewReaderSize(conn, 4<<10)}
 }
 
 // Close ends the connection. A command that runs fails with ErrGone.

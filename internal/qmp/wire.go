@@ -19,7 +19,7 @@ var errTooLong = errors.New("message is too long")
 
 // keepBuffer is how much of the buffer is kept between messages, so that one
 // huge reply does not stay in memory for the life of the VM.
-const keepBuffer = 64 << 10
+const keepBuffer = 8 << 10
 
 // lineReader splits the stream in lines, each at most max bytes. QEMU sends one
 // message a line (its monitor without pretty=on).
@@ -30,7 +30,7 @@ type lineReader struct {
 }
 
 func newLineReader(r io.Reader, max int) *lineReader {
-	return &lineReader{r: bufio.NewReaderSize(r, 16<<10), max: max}
+	return &lineReader{r: bufio.NewReaderSize(r, 4<<10), max: max}
 }
 
 // next returns the next line that is not blank, without its end. It is valid
