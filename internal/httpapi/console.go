@@ -21,12 +21,14 @@ type attachment struct {
 	*connect.BidiStreamForClientSimple[v1.AttachInput, v1.AttachOutput]
 }
 
-// attach opens a stream to a VM's host.
+// attach opens a stream to a VM's host. It ends with ctx.
 func attach(ctx context.Context, node droverv1connect.NodeServiceClient, vm *v1.VM, first *v1.AttachInput) (attachment, error) {
 	st, err := node.Attach(ctx)
 	if err != nil {
 		return attachment{}, err
 	}
+	// The HTTP/2 client of net/http does not look at ctx while it waits for more of the request's body.
+	context.AfterFunc(ctx, func() { _ = st.CloseRequest() })
 	first.Vm, first.Uid = vm.Meta.Name, vm.Meta.Uid
 	return attachment{st}, st.Send(first)
 }
