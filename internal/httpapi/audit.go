@@ -119,7 +119,7 @@ func (a auditor) end(ctx context.Context, rec *v1.AuditRecord, err error) {
 	rec.Code = "ok"
 	if err != nil {
 		err = told(err)
-		rec.Code, rec.Message = rpc.CodeOf(err).String(), text(err.Error(), longestMessage)
+		rec.Code, rec.Message = rpc.CodeOf(ctx, err).String(), text(err.Error(), longestMessage)
 		var re *resource.Error
 		if asError(err, &re) && re.Name != "" && rec.Name == "" {
 			rec.Name = clip(re.Name)

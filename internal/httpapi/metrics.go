@@ -71,7 +71,7 @@ func (x *metrics) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		res, err := next(ctx, req)
 		code := "ok"
 		if err != nil {
-			code = rpc.CodeOf(told(err)).String()
+			code = rpc.CodeOf(ctx, told(err)).String()
 		}
 		x.calls.WithLabelValues(strings.TrimPrefix(req.Spec().Procedure, "/drover.v1."), code).Observe(time.Since(begin).Seconds())
 		return res, err

@@ -57,11 +57,11 @@ func Error(ctx context.Context, log *slog.Logger, err error) *connect.Error {
 }
 
 // CodeOf is the code that Error gives err; 0 for nil.
-func CodeOf(err error) connect.Code {
+func CodeOf(ctx context.Context, err error) connect.Code {
 	if err == nil {
 		return 0
 	}
-	return Error(context.Background(), slog.New(slog.DiscardHandler), err).Code()
+	return Error(ctx, slog.New(slog.DiscardHandler), err).Code()
 }
 
 // FromError is what Error made, as a resource.Error again; other errors come back as they are.
