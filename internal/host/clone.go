@@ -20,7 +20,7 @@ const templateBase = "template-base-"
 func (m *machine) clone(ctx context.Context, vm *v1.VM, c *v1.CloneSource) error {
 	src := m.a.named(c.GetVm())
 	if src == nil {
-		return fmt.Errorf("clone of VM %s: its disks are not on this host: %w", c.GetVm(), errWaiting)
+		return notYet("clone of VM %s: its disks are not on this host", c.GetVm())
 	}
 	if src == m {
 		return fmt.Errorf("clone of VM %s: it would be a clone of itself", c.GetVm())

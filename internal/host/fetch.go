@@ -69,7 +69,7 @@ func (a *agent) fetch(ctx context.Context, sum string, at, size int64, w io.Writ
 		return nil
 	}
 	if err := a.download(ctx, sum, at, size, w, progress); err != nil {
-		return fmt.Errorf("fetch image %s from the manager: %w", sum[:12], errors.Join(err, errWaiting))
+		return fmt.Errorf("fetch image %s from the manager: %w", sum[:12], &waitError{err})
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func (a *agent) fetchFile(ctx context.Context, sum string, size int64, path stri
 		return nil, err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != sum {
-		return nil, errors.Join(fmt.Errorf("image %s: what came has the SHA-256 %s; it is fetched anew: %w", sum[:12], got[:12], errWaiting), os.Remove(path))
+		return nil, errors.Join(notYet("image %s: what came has the SHA-256 %s; it is fetched anew", sum[:12], got[:12]), os.Remove(path))
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return f, err
@@ -160,10 +160,10 @@ func (a *agent) fetchFile(ctx context.Context, sum string, size int64, path stri
 func (a *agent) imageOf(name string) (*v1.Image, error) {
 	img := a.world.image(name)
 	if img == nil {
-		return nil, fmt.Errorf("image %s: the manager has not told of it: %w", name, errWaiting)
+		return nil, notYet("image %s: the manager has not told of it", name)
 	}
 	if !shaForm.MatchString(img.GetStatus().GetSha256()) {
-		return nil, fmt.Errorf("image %s is not ready: %w", name, errWaiting)
+		return nil, notYet("image %s is not ready", name)
 	}
 	return img, nil
 }

@@ -97,9 +97,10 @@ type bench struct {
 	stop func() // ends the agent, leaving VMs alone
 	log  *os.File
 
-	afterwards func() // run when all VMs are gone
-	agentPID   int    // of an agent in a process of its own
-	bootID     string // what agents in this process take for the boot
+	afterwards func()               // run when all VMs are gone
+	agentPID   int                  // of an agent in a process of its own
+	networks   []host.NetworkUplink // more networks of agents in this process
+	bootID     string               // what agents in this process take for the boot
 }
 
 func newBench(t *testing.T) *bench {
@@ -210,6 +211,7 @@ func (b *bench) start() {
 	done := make(chan error, 1)
 	cfg := agentConfig(b.dir, b.token.Text(), b.log)
 	cfg.BootID = b.bootID
+	cfg.Networks = append(cfg.Networks, b.networks...)
 	go func() { done <- host.Run(ctx, cfg) }()
 	b.stop = func() {
 		cancel()

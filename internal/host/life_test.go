@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/host"
 	"drover/internal/hostnet"
 )
 
@@ -264,5 +266,50 @@ func TestNotHeldAnyMore(t *testing.T) {
 	}
 	if _, err := b.node(b.hostAddress()).Reset(t.Context(), &v1.NodeVMRequest{Operation: "op2", Uid: uid, Epoch: 3}); err != nil {
 		t.Errorf("reset: %v", err)
+	}
+}
+
+// An uplink with the machine's own address is not taken: a bridge would cut the machine off.
+func TestUplinkInUse(t *testing.T) {
+	b := newBench(t)
+	b.tiny()
+	n, err := hostnet.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	mark := hostnet.Mark{Kind: "test", ID: "far"}
+	if err := n.EnsureVeth(nil, n, hostnet.Veth{A: "dtup0", B: "dtfar0", MarkA: mark, MarkB: mark}); err != nil {
+		t.Fatal(err)
+	}
+	b.afterwards = func() {
+		if err := n.Delete("dtfar0", mark); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.EnsureAddress(nil, "dtup0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	b.networks = []host.NetworkUplink{{Network: "wan", Uplink: "dtup0"}}
+	b.start()
+	b.hostAddress()
+	b.mu.Lock()
+	st := b.hostSt
+	b.mu.Unlock()
+	if len(st.GetNetworks()) != 2 || len(st.GetConditions()) != 1 {
+		t.Errorf("networks %v, conditions %v", st.GetNetworks(), st.GetConditions())
+	}
+	spec := tinySpec()
+	spec.Nics = []*v1.NICSpec{{Name: "eth0", Network: "wan"}}
+	uid := b.vm("web", spec)
+	b.await(uid, "a reason", boot, func(r *v1.VMReport) bool { return strings.Contains(r.GetStatus().GetMessage(), "10.77.0.1") })
+	// When the address is gone it goes by itself.
+	if err := n.RemoveAddress("dtup0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitPhase(uid, boot, v1.VMPhase_VM_PHASE_RUNNING)
+	up, err := n.Link("dtup0")
+	if err != nil || up.Master == "" {
+		t.Errorf("the uplink is on no bridge: %+v %v", up, err)
 	}
 }

@@ -236,6 +236,15 @@ func (m *machine) setIdle(idle bool) {
 // errWaiting is wrapped by failures that end by themselves: they are tried again without limit.
 var errWaiting = errors.New("not yet")
 
+// waitError makes a failure one that is waited out, without a word about it to people.
+type waitError struct{ err error }
+
+func (w *waitError) Error() string        { return w.err.Error() }
+func (w *waitError) Unwrap() error        { return w.err }
+func (w *waitError) Is(target error) bool { return target == errWaiting }
+
+func notYet(format string, args ...any) error { return &waitError{fmt.Errorf(format, args...)} }
+
 // startTries is how often making and starting a VM is tried before it is called failed.
 const startTries = 3
 

@@ -51,7 +51,7 @@ func (a *agent) uplink(network string) (string, bool) {
 func (a *agent) ensureBridge(ctx context.Context, network string) (_ string, err error) {
 	uplink, ok := a.uplink(network)
 	if !ok {
-		return "", fmt.Errorf("network %s: this host has no uplink for it; start the agent with --network %s=DEVICE: %w", network, network, errWaiting)
+		return "", notYet("network %s: this host has no uplink for it; start the agent with --network %s=DEVICE", network, network)
 	}
 	var u unwind.Stack
 	defer func() {
@@ -64,6 +64,9 @@ func (a *agent) ensureBridge(ctx context.Context, network string) (_ string, err
 		return "", fmt.Errorf("network %s: %w", network, err)
 	}
 	if uplink != "" {
+		if err := a.usable(uplink, b.Name); err != nil {
+			return "", fmt.Errorf("network %s: %w", network, err)
+		}
 		if err := a.net.SetUp(uplink, true); err != nil {
 			return "", fmt.Errorf("network %s: uplink %s: %w", network, uplink, err)
 		}
@@ -73,6 +76,33 @@ func (a *agent) ensureBridge(ctx context.Context, network string) (_ string, err
 	}
 	u.Commit()
 	return b.Name, nil
+}
+
+// usable says whether an uplink may go on a bridge. One that carries the machine's own addresses would lose them.
+func (a *agent) usable(uplink, bridge string) error {
+	links, err := a.net.Uplinks()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Name != uplink || l.Master == bridge {
+			continue
+		}
+		if addr := ownAddress(l); addr != "" {
+			return notYet("uplink %s has the machine's address %s, which a bridge would cut off; name a NIC without addresses", uplink, addr)
+		}
+	}
+	return nil
+}
+
+// ownAddress is an address that people gave to a link; those that it gives itself don't count.
+func ownAddress(l hostnet.Uplink) string {
+	for _, p := range l.Addresses {
+		if !p.Addr().IsLinkLocalUnicast() {
+			return p.String()
+		}
+	}
+	return ""
 }
 
 // tap makes one NIC's TAP and puts it on its network.
@@ -134,9 +164,12 @@ func (a *agent) networkFacts() (nets []*v1.HostNetwork, ups []*v1.Uplink, conds 
 	if err != nil {
 		return nil, nil, []*v1.Condition{condition("UPLINKS_UNKNOWN", err.Error())}
 	}
-	have := map[string]bool{"": true}
+	have, addressed := map[string]bool{"": true}, map[string]string{}
 	for _, l := range links {
 		have[l.Name] = true
+		if l.Master == "" {
+			addressed[l.Name] = ownAddress(l)
+		}
 		ups = append(ups, &v1.Uplink{
 			Name: l.Name, Mac: l.MAC.String(), LinkUp: l.Carrier, SpeedMbps: int64(l.SpeedMbit), Mtu: int32(l.MTU), Driver: l.Driver,
 		})
@@ -144,6 +177,10 @@ func (a *agent) networkFacts() (nets []*v1.HostNetwork, ups []*v1.Uplink, conds 
 	for _, n := range a.cfg.Networks {
 		if !have[n.Uplink] {
 			conds = append(conds, condition("UPLINK_MISSING", fmt.Sprintf("network %s: there is no NIC %s", n.Network, n.Uplink)))
+			continue
+		}
+		if addr := addressed[n.Uplink]; addr != "" {
+			conds = append(conds, condition("UPLINK_IN_USE", fmt.Sprintf("network %s: uplink %s has the machine's address %s, which a bridge would cut off", n.Network, n.Uplink, addr)))
 			continue
 		}
 		nets = append(nets, &v1.HostNetwork{Network: n.Network, Uplink: n.Uplink})

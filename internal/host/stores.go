@@ -95,7 +95,7 @@ func (s *stores) path(name string) (string, error) {
 	}
 	p, ok := s.paths()[name]
 	if !ok {
-		return "", fmt.Errorf("datastore %s: the manager has not told of it, and no --datastore names it: %w", name, errWaiting)
+		return "", notYet("datastore %s: the manager has not told of it, and no --datastore names it", name)
 	}
 	return p, nil
 }
