@@ -54,13 +54,12 @@ func (f *Fleet) NothingLeft(t T) {
 	if failed, ok := t.(interface{ Failed() bool }); ok && failed.Failed() {
 		f.logs(t)
 	}
-	tr := f.traces()
 	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
 	defer cancel()
 	if err := f.Down(ctx); err != nil {
 		t.Fatalf("lab: %v", err)
 	}
-	left, err := tr.left()
+	left, err := Left(f.Lab.cfg.Root, f.Name(), f.hostNames())
 	if err != nil {
 		t.Fatalf("lab: %v", err)
 	}

@@ -17,7 +17,7 @@ func shmOf(state string) string {
 	return shm
 }
 
-// traces is what would be left of a lab if Down forgot something. It is made while the lab stands.
+// traces is what would be left of a lab if Down forgot something.
 type traces struct {
 	prefix string   // of namespaces
 	paths  []string // that must not exist
@@ -25,22 +25,28 @@ type traces struct {
 	dirs   []string // in which nothing is mounted
 }
 
-func (f *Fleet) traces() traces {
-	t := traces{
-		prefix: namespacePrefix(f.Name()),
-		paths:  []string{f.dir, f.DataDir(), filepath.Join(f.Lab.cfg.Root, f.Name()+".lock")},
-		words:  []string{f.dir + "/", f.DataDir() + "/"},
-		dirs:   []string{f.dir, f.DataDir()},
+// Left lists what there is of a lab: network namespaces, processes, mounts, cgroups, memory, files. After Down it is
+// nothing. hosts are the names of its hosts; root is as in Config.
+func Left(root, name string, hosts []string) ([]string, error) {
+	if root == "" {
+		root = DefaultRoot
 	}
-	for _, h := range f.hostNames() {
-		shm, cgroup := host.Traces(f.StateDir(h))
+	dir, data := labDir(root, name), dataDir(root, name)
+	t := traces{
+		prefix: namespacePrefix(name),
+		paths:  []string{dir, data, filepath.Join(root, name+".lock")},
+		words:  []string{dir + "/", data + "/", "daemon " + name + " "},
+		dirs:   []string{dir, data},
+	}
+	for _, h := range hosts {
+		shm, cgroup := host.Traces(filepath.Join(data, h))
 		t.paths = append(t.paths, shm)
 		t.words = append(t.words, shm+"/")
 		if cgroup != "" {
 			t.paths = append(t.paths, cgroup)
 		}
 	}
-	return t
+	return t.left()
 }
 
 // left lists what there is of them.

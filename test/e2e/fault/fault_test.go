@@ -144,6 +144,9 @@ func TestRandomFaults(t *testing.T) {
 	if err := r.agree(settle); err != nil {
 		t.Error(err)
 	}
+	if err := r.answer(settle); err != nil {
+		t.Error(err)
+	}
 	unwatch()
 	<-watched
 	began := time.Now()
@@ -207,6 +210,32 @@ func (r *run) agree(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// answer checks that in every VM that runs a guest is alive.
+func (r *run) answer(ctx context.Context) error {
+	vms, err := r.API.VM.List(ctx, &v1.ListRequest{PageSize: 1000})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	n := 0
+	for _, vm := range vms.GetVms() {
+		if vm.GetSpec().GetPower() != v1.Power_POWER_ON {
+			continue
+		}
+		addr, err := r.Address(ctx, vm, "eth0")
+		if err == nil {
+			_, err = r.Get(ctx, r.Router(vm.GetStatus().GetSite()), "http://"+addr+"/")
+		}
+		if err != nil {
+			return fmt.Errorf("VM %s runs, its guest does not: %w", vm.GetMeta().GetName(), err)
+		}
+		n++
+	}
+	r.say("%d of %d VMs run, and their guests answer", n, len(vms.GetVms()))
+	return nil
 }
 
 func (r *run) compare(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,75 +52,134 @@ func pause(ctx context.Context, d time.Duration) {
 
 func (u *user) pick() string { return u.vms[u.rng.IntN(len(u.vms))] }
 
-// turn makes one call. It draws the same numbers whatever the calls before gave.
+// parts are what a VM has by now that a call can be about. What is asked a moment later may have changed: that is meant.
+type parts struct{ snapshots, disks, nics []string }
+
+// look returns false for a VM that never came to be, or has gone.
+func (u *user) look(ctx context.Context, name string) (p parts, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	vm, err := u.API.VM.Get(ctx, &v1.GetRequest{Name: name})
+	if connect.CodeOf(err) == connect.CodeNotFound {
+		u.forget(name)
+		return p, false
+	}
+	for _, d := range vm.GetSpec().GetDisks() {
+		if d.GetName() != "root" {
+			p.disks = append(p.disks, name+"/"+d.GetName())
+		}
+	}
+	for _, n := range vm.GetSpec().GetNics() {
+		if n.GetName() != "eth0" {
+			p.nics = append(p.nics, name+"/"+n.GetName())
+		}
+	}
+	list, err := u.API.Snapshot.List(ctx, &v1.ListRequest{PageSize: 1000})
+	if err != nil {
+		return p, true // the manager is away: calls are made all the same
+	}
+	for _, s := range list.GetSnapshots() {
+		if strings.HasPrefix(s.GetMeta().GetName(), name+"/") {
+			p.snapshots = append(p.snapshots, s.GetMeta().GetName())
+		}
+	}
+	return p, true
+}
+
+func (u *user) forget(vm string) {
+	u.vms = slices.DeleteFunc(u.vms, func(v string) bool { return v == vm })
+}
+
+// one chooses from a list, or a name that may not exist from an empty one.
+func one(list []string, which int, other string) string {
+	if len(list) == 0 {
+		return other
+	}
+	return list[which%len(list)]
+}
+
+// turn makes one call.
 func (u *user) turn(ctx context.Context) {
-	op, flag, which, size := u.rng.IntN(100), u.rng.IntN(2) == 0, u.rng.IntN(3), int64(u.rng.IntN(4)+1)
-	if len(u.vms) == 0 || op < 18 && len(u.vms) < vmsOfUser {
-		u.create(ctx, flag)
+	op, flag, which, size := u.rng.IntN(100), u.rng.IntN(2) == 0, u.rng.IntN(1<<20), int64(u.rng.IntN(4)+1)
+	if len(u.vms) == 0 || op < 15 && len(u.vms) < vmsOfUser {
+		u.create(ctx, which%4 != 0)
 		return
 	}
 	vm := u.pick()
-	part := fmt.Sprintf("%s/p%d", vm, which)
+	has, ok := u.look(ctx, vm)
+	if !ok {
+		return
+	}
+	u.next++
+	part := fmt.Sprintf("%s/p%d", vm, u.next)
 	switch {
-	case op < 32:
+	case op < 24:
 		u.call(ctx, "start", vm, func(ctx context.Context) error {
 			_, err := u.API.VM.Start(ctx, &v1.StartVMRequest{Name: vm})
 			return err
 		})
-	case op < 44:
+	case op < 34:
 		u.call(ctx, "stop", vm, func(ctx context.Context) error {
 			_, err := u.API.VM.Stop(ctx, &v1.StopVMRequest{Name: vm, Force: flag, Timeout: durationpb.New(3 * time.Second)})
 			return err
 		})
-	case op < 56:
+	case op < 48 && len(has.snapshots) < 5:
 		u.call(ctx, "snapshot", part, func(ctx context.Context) error {
 			_, err := u.API.Snapshot.Create(ctx, &v1.CreateSnapshotRequest{Snapshot: &v1.Snapshot{Meta: &v1.Meta{Name: part}, Spec: &v1.SnapshotSpec{Memory: flag}}})
 			return err
 		})
-	case op < 64:
+	case op < 57:
+		part = one(has.snapshots, which, part)
 		u.call(ctx, "revert", part, func(ctx context.Context) error {
 			_, err := u.API.Snapshot.Revert(ctx, &v1.RevertRequest{Name: part})
 			return err
 		})
-	case op < 70:
+	case op < 65:
+		part = one(has.snapshots, which, part)
 		u.call(ctx, "drop", part, func(ctx context.Context) error {
 			_, err := u.API.Snapshot.Delete(ctx, &v1.DeleteRequest{Name: part})
 			return err
 		})
-	case op < 76 && len(u.vms) < vmsOfUser:
-		name := u.name()
-		src := &v1.CloneSource{Vm: vm}
-		if flag {
-			src.Snapshot, src.Linked = part, true
-		}
-		if u.call(ctx, "clone", fmt.Sprintf("%s of %v", name, src), func(ctx context.Context) error {
-			_, err := u.API.VM.Clone(ctx, &v1.CloneVMRequest{Source: src, Name: name, Start: flag})
-			return err
-		}) {
-			u.vms = append(u.vms, name)
-		}
-	case op < 82:
+	case op < 73 && len(u.vms) < vmsOfUser:
+		u.clone(ctx, vm, has, which)
+	case op < 80 && len(has.disks) < 3:
 		u.call(ctx, "add disk", part, func(ctx context.Context) error {
 			_, err := u.API.Disk.Create(ctx, &v1.CreateDiskRequest{Disk: &v1.Disk{Meta: &v1.Meta{Name: part}, Spec: &v1.DiskSpec{SizeBytes: size << 20}}})
 			return err
 		})
-	case op < 86:
+	case op < 84:
+		part = one(has.disks, which, part)
 		u.call(ctx, "remove disk", part, func(ctx context.Context) error {
 			_, err := u.API.Disk.Delete(ctx, &v1.DeleteRequest{Name: part})
 			return err
 		})
-	case op < 90:
+	case op < 89 && len(has.nics) < 3:
 		u.call(ctx, "add NIC", part, func(ctx context.Context) error {
 			_, err := u.API.NIC.Create(ctx, &v1.CreateNICRequest{Nic: &v1.NIC{Meta: &v1.Meta{Name: part}, Spec: &v1.NICSpec{Network: lab.NetworkName}}})
 			return err
 		})
 	case op < 93:
+		part = one(has.nics, which, part)
 		u.call(ctx, "remove NIC", part, func(ctx context.Context) error {
 			_, err := u.API.NIC.Delete(ctx, &v1.DeleteRequest{Name: part})
 			return err
 		})
 	default:
 		u.remove(ctx, vm)
+	}
+}
+
+func (u *user) clone(ctx context.Context, vm string, has parts, which int) {
+	name := u.name()
+	src := &v1.CloneSource{Vm: vm}
+	if len(has.snapshots) > 0 {
+		src.Snapshot, src.Linked = one(has.snapshots, which, ""), which%3 != 0
+	}
+	if u.call(ctx, "clone", fmt.Sprintf("%s of %v", name, src), func(ctx context.Context) error {
+		_, err := u.API.VM.Clone(ctx, &v1.CloneVMRequest{Source: src, Name: name, Start: which%2 == 0})
+		return err
+	}) {
+		u.vms = append(u.vms, name)
 	}
 }
 
@@ -157,12 +217,7 @@ func (u *user) remove(ctx context.Context, vm string) {
 	if connect.CodeOf(err) != connect.CodeNotFound && got.GetMeta().GetDeleteTime() == nil {
 		return
 	}
-	for i, v := range u.vms {
-		if v == vm {
-			u.vms = append(u.vms[:i], u.vms[i+1:]...)
-			return
-		}
-	}
+	u.forget(vm)
 }
 
 // expected are the codes that a call may end with while processes are killed and others' calls are under way. Anything
@@ -207,7 +262,7 @@ const killsOfVM = 3
 
 func (k *killer) play(ctx context.Context) {
 	for {
-		pause(ctx, time.Duration(300+k.rng.IntN(2700))*time.Millisecond)
+		pause(ctx, time.Duration(200+k.rng.IntN(1800))*time.Millisecond)
 		if ctx.Err() != nil {
 			return
 		}
