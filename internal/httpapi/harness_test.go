@@ -41,7 +41,12 @@ func start(t *testing.T) *rig {
 
 func startIn(t *testing.T, dir, address string) *rig {
 	t.Helper()
-	r := &rig{dir: dir, address: address, socket: filepath.Join(dir, "m.sock")}
+	return startAt(t, dir, address, filepath.Join(dir, "m.sock"))
+}
+
+func startAt(t testing.TB, dir, address, socket string) *rig {
+	t.Helper()
+	r := &rig{dir: dir, address: address, socket: socket}
 	ctx, stop := context.WithCancel(context.Background())
 	up, done := make(chan *manager.Manager, 1), make(chan error, 1)
 	go func() {
@@ -74,7 +79,7 @@ func startIn(t *testing.T, dir, address string) *rig {
 	return r
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	if w.t.Context().Err() == nil { // the log of the end comes after the test's own
