@@ -55,7 +55,9 @@ func (t *teller) say(format string, args ...any) {
 var escape = regexp.MustCompile(`\x1b(\[[0-?]*[ -/]*[@-~]|[^\[])`)
 
 // plain is a line without control sequences and characters.
-func plain(s string) string { return table.Clean(escape.ReplaceAllString(s, "")) }
+func plain(s string) string {
+	return strings.TrimSpace(table.Clean(escape.ReplaceAllString(s, "")))
+}
 
 // quote shows what a guest or a program said, which may be anything.
 func (t *teller) quote(text string) {

@@ -77,8 +77,6 @@ func guest(image string) *v1.VMSpec {
 	}
 }
 
-func on(host string) *v1.PlacementSpec { return &v1.PlacementSpec{Host: host} }
-
 func (r *rig) create(name string, spec *v1.VMSpec) *v1.VM {
 	r.t.Helper()
 	vm, err := r.API.VM.Create(r.ctx, &v1.CreateVMRequest{Vm: &v1.VM{Meta: &v1.Meta{Name: name}, Spec: spec}})
