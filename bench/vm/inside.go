@@ -28,6 +28,11 @@ func inside(ctx context.Context, o *options, dir string) error {
 			return fmt.Errorf("memory: %w", err)
 		}
 	}
+	if o.wants("state") {
+		if err := state(ctx, dir, rep); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+	}
 	if o.testSeconds > 0 {
 		rep.add(row{Name: "make test", Unit: "s", Ours: o.testSeconds, Goal: ptr(720.0), Better: less})
 	}

@@ -110,6 +110,11 @@ func outside(ctx context.Context, o *options) (err error) {
 			return err
 		}
 	}
+	if o.wants("state") {
+		if err := build(ctx, stateProgram(dir), "./bench/state"); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	// The death signal comes when the thread ends that started the child.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,18 +30,10 @@ const (
 func fakeDir(dir string) string { return filepath.Join(dir, "bin") }
 
 func buildFake(ctx context.Context, dir string) error {
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		goTool = "/usr/local/go/bin/go"
-	}
 	if err := os.Mkdir(fakeDir(dir), 0o755); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, goTool, "build", "-o", filepath.Join(fakeDir(dir), "qemu-system-x86_64"), "./bench/vm/fakeqemu")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the stand-in for QEMU (this runs in the project's directory): %w\n%s", err, out)
-	}
-	return nil
+	return build(ctx, filepath.Join(fakeDir(dir), "qemu-system-x86_64"), "./bench/vm/fakeqemu")
 }
 
 // memory measures what both roles need with many VMs, each with a disk, a NIC and a process that answers like QEMU.
@@ -104,15 +95,15 @@ func memory(ctx context.Context, o *options, dir string, rep *report) error {
 		if err != nil {
 			return err
 		}
-		rep.say("memory: %s: %.1f MB resident (%.1f MB of its own, %.1f MB of files), at most %.1f MB; steady after %v", x.what,
-			rss, s["RssAnon"], s["RssFile"], s["VmHWM"], took.Round(time.Second))
+		rep.say("memory: %s: %.1f MB resident (%.1f MB of its own, %.1f MB of files), at most %.1f MB, %.0f threads; steady after %v", x.what,
+			rss, s["RssAnon"], s["RssFile"], s["VmHWM"], s["Threads"], took.Round(time.Second))
 		rep.add(row{Name: fmt.Sprintf("%s with %d VMs: resident memory", x.what, o.defined), Unit: "MB", Ours: rss, Goal: ptr(x.goal), Better: less,
 			Note: fmt.Sprintf("FAKE QEMU (no guests), all running; peak %.0f MB", s["VmHWM"])})
 	}
 	return nil
 }
 
-// status reads the sizes in /proc/PID/status, in MB of 10^6 bytes.
+// status reads the numbers in /proc/PID/status; sizes are in MB of 10^6 bytes.
 func status(pid int) (map[string]float64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -121,9 +112,13 @@ func status(pid int) (map[string]float64, error) {
 	out := map[string]float64{}
 	for l := range strings.Lines(string(b)) {
 		key, rest, _ := strings.Cut(l, ":")
-		kb, ok := strings.CutSuffix(strings.TrimSpace(rest), " kB")
-		if n, err := strconv.ParseFloat(strings.TrimSpace(kb), 64); ok && err == nil {
-			out[key] = n * 1024 / 1e6
+		value, size := strings.CutSuffix(strings.TrimSpace(rest), " kB")
+		n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+		if size {
+			n *= 1024 / 1e6
+		}
+		if err == nil {
+			out[key] = n
 		}
 	}
 	if out["VmRSS"] == 0 {
@@ -133,9 +128,9 @@ func status(pid int) (map[string]float64, error) {
 }
 
 // settled waits until a process's resident memory has stayed within 2 % for half a minute (collections that run by
-// themselves, at least every two minutes, included or not: whatever is the steady state), or three minutes have passed.
+// themselves, at least every two minutes, included or not: whatever is the steady state), or two and a half minutes have passed.
 func settled(ctx context.Context, pid int) (mb float64, took time.Duration, err error) {
-	const each, window, most = time.Second, 30, 3 * time.Minute
+	const each, window, most = time.Second, 30, 150 * time.Second
 	began := time.Now()
 	tick := time.NewTicker(each)
 	defer tick.Stop()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"syscall"
 	"time"
@@ -114,6 +115,11 @@ func (c *roleConfig) writeProfile(role string) {
 	if err == nil {
 		defer f.Close()
 		err = pprof.WriteHeapProfile(f)
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		fmt.Fprintf(os.Stderr, "%s: MB: heap live at the last collection's end and since %.1f, in use %.1f, idle and kept %.1f; stacks %.1f; the runtime's own %.1f; %d goroutines\n",
+			role, mb(m.HeapAlloc), mb(m.HeapInuse), mb(m.HeapIdle-m.HeapReleased), mb(m.StackInuse),
+			mb(m.MSpanInuse+m.MCacheInuse+m.BuckHashSys+m.GCSys+m.OtherSys), runtime.NumGoroutine())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "profile:", err)
@@ -140,3 +146,5 @@ func hostRole(ctx context.Context) error {
 		Version: "bench", Networks: []host.NetworkUplink{{Network: "lan"}}, Log: log,
 	})
 }
+
+func mb(n uint64) float64 { return float64(n) / 1e6 }
