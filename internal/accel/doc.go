@@ -13,6 +13,7 @@
 // # Main types
 //
 //   - Probe: runs the test guest and asks QEMU what it has.
+//   - TSCKHz: how fast a guest's clock runs without KVM.
 //   - Result: the verdict, the reason in words, and facts for the scheduler. It is
 //     plain data (JSON); callers keep it for as long as Result.Current.
 //

@@ -73,7 +73,7 @@ func Probe(ctx context.Context, o Options) (*Result, error) {
 		return nil, fmt.Errorf("accel: host CPU: %w", err)
 	}
 	r.CPUModel, r.CPUFeatures = hostCPU(info)
-	if r.TSCKHz, err = tscKHz(ctx); err != nil {
+	if r.TSCKHz, err = TSCKHz(ctx); err != nil {
 		return nil, err
 	}
 	if err := r.tryKVM(ctx, o); err != nil {

@@ -15,9 +15,11 @@ const (
 	tscRound  = 10 * time.Millisecond
 )
 
-// tscKHz measures how fast the time stamp counter runs, in kHz. Under TCG that is also the guest's, and a guest without a timer to
-// calibrate it by (microvm) may be told: Linux's tsc_early_khz.
-func tscKHz(ctx context.Context) (int64, error) {
+// TSCKHz measures how fast the time stamp counter runs, in kHz. Under TCG that is also the guest's, and Linux on a microvm has to be told,
+// by tsc_early_khz. Its ACPI tables are of the hardware-reduced kind, with which Linux takes no interrupts from the PIT and calibrates by it
+// just once, early: the quick way, which fails when the vCPU does not run for 0.2 ms somewhere in it. Then it has no clock to calibrate the
+// local APIC's timer by, no tick ever comes, and it waits for one for ever, before its first line on the console.
+func TSCKHz(ctx context.Context) (int64, error) {
 	var rates []int64
 	for range tscRounds {
 		begin, from := time.Now(), rdtsc()

@@ -5,7 +5,7 @@ import "testing"
 func TestTSCIsSteady(t *testing.T) {
 	var got [2]int64
 	for i := range got {
-		khz, err := tscKHz(t.Context())
+		khz, err := TSCKHz(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,12 +18,11 @@ func Adopt(ctx context.Context, opt Options) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adopt machine in %s: %w", opt.Dir, err)
 	}
-	hw, err := guest.Lookup(st.Spec.Machine, st.Spec.Version)
-	if err != nil {
+	if _, err := guest.Lookup(st.Spec.Machine, st.Spec.Version); err != nil {
 		return nil, err
 	}
 	opt.UID, opt.GID, opt.Cgroup = st.UID, st.GID, st.Cgroup
-	p := newProcess(opt, *st, hw)
+	p := newProcess(opt, *st)
 	if p.fd, err = openRunning(st.PID, st.StartTime, st.BootID); err != nil {
 		return nil, fmt.Errorf("adopt machine %s: %w", st.Spec.Name, err)
 	}

@@ -31,17 +31,6 @@ type agentJob struct {
 	Merge    string // a layer of disk root to merge, once the machine runs
 }
 
-func TestMain(m *testing.M) {
-	if file := os.Getenv(agentEnv); file != "" {
-		if err := agentMain(file); err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
 func agentMain(file string) error {
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -304,24 +293,31 @@ func checkFDs(t *testing.T, proc string, r *rig) {
 // cgroup2 makes a cgroup in the v2 hierarchy, wherever it is mounted.
 func cgroup2(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/mounts")
+	root, err := cgroupRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir := filepath.Join(root, cgroupName(os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func cgroupRoot() (string, error) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
 	for _, line := range strings.Split(string(b), "\n") {
 		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
-			dir := filepath.Join(f[1], fmt.Sprintf("drovertest-qemu-%d", os.Getpid()))
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := os.Remove(dir); err != nil {
-					t.Error(err)
-				}
-			})
-			return dir
+			return f[1], nil
 		}
 	}
-	t.Fatal("no cgroup v2 hierarchy is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup")
-	return ""
+	return "", errors.New("no cgroup v2 hierarchy is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup")
 }

@@ -21,7 +21,7 @@ func (p *Process) AddSockets(ctx context.Context, count int) (err error) {
 	s := p.Spec()
 	have := s.CPU.Sockets + len(s.CPU.Plugged)
 	switch {
-	case !p.hw.CPUHotplug || s.CPU.MaxSockets <= s.CPU.Sockets:
+	case !p.hardware().CPUHotplug || s.CPU.MaxSockets <= s.CPU.Sockets:
 		return fmt.Errorf("the machine was started without room for more CPUs: %w; stop it and set max_sockets", guest.ErrUnsupported)
 	case count < have:
 		return fmt.Errorf("it has %d sockets: CPUs are not taken from a running guest: %w; stop the machine first", have, guest.ErrUnsupported)
@@ -46,7 +46,7 @@ func (p *Process) AddSockets(ctx context.Context, count int) (err error) {
 			if taken[[2]int{socket, core}] { // an earlier try ended in the middle
 				continue
 			}
-			if err := p.qmp.DeviceAdd(ctx, cpuDevice(s.cpuModel(p.hw), socket, core).Args()); err != nil {
+			if err := p.qmp.DeviceAdd(ctx, cpuDevice(s.cpuModel(p.hardware()), socket, core).Args()); err != nil {
 				return err
 			}
 		}
@@ -68,7 +68,7 @@ func (p *Process) AddMemory(ctx context.Context, mib int64) (err error) {
 	defer unlock()
 	next := p.Spec()
 	m := &next.Memory
-	if p.hw.MemorySlots == 0 || m.MaxMiB <= m.MiB {
+	if p.hardware().MemorySlots == 0 || m.MaxMiB <= m.MiB {
 		return fmt.Errorf("the machine was started without room for more memory: %w; stop it and set max_mib", guest.ErrUnsupported)
 	}
 	total, used := m.MiB, map[int]bool{}
@@ -79,8 +79,8 @@ func (p *Process) AddMemory(ctx context.Context, mib int64) (err error) {
 	for used[slot] {
 		slot++
 	}
-	if slot >= p.hw.MemorySlots || mib <= 0 || mib > m.MaxMiB-total {
-		return bad("memory: %d MiB of at most %d are there, in %d of %d extra slots; stop the machine to change the limits", total, m.MaxMiB, len(m.DIMMs), p.hw.MemorySlots)
+	if slot >= p.hardware().MemorySlots || mib <= 0 || mib > m.MaxMiB-total {
+		return bad("memory: %d MiB of at most %d are there, in %d of %d extra slots; stop the machine to change the limits", total, m.MaxMiB, len(m.DIMMs), p.hardware().MemorySlots)
 	}
 	m.DIMMs = append(m.DIMMs, DIMM{Slot: slot, MiB: mib})
 	if err := next.Validate(); err != nil {

@@ -111,7 +111,7 @@ func (p *Process) AddDisk(ctx context.Context, d Disk) (err error) {
 	if err := next.Validate(); err != nil {
 		return err
 	}
-	if !p.hw.Disks[d.Bus].Hotplug {
+	if !p.hardware().Disks[d.Bus].Hotplug {
 		return p.noHotplug(string(d.Bus))
 	}
 	if err := p.change(func(s *state) { s.Spec = next }); err != nil {
@@ -132,7 +132,7 @@ func (p *Process) AddDisk(ctx context.Context, d Disk) (err error) {
 		}
 		added, backing = i+1, l.ID
 	}
-	dev, err := diskDevice(p.hw, &d)
+	dev, err := diskDevice(p.hardware(), &d)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (p *Process) RemoveDisk(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	if !p.hw.Disks[d.Bus].Hotplug {
+	if !p.hardware().Disks[d.Bus].Hotplug {
 		return p.noHotplug(string(d.Bus))
 	}
 	if err := p.unplug(ctx, diskID(id)); err != nil {
@@ -280,7 +280,7 @@ func (p *Process) disk(id string) (Disk, error) {
 }
 
 func (p *Process) noHotplug(what string) error {
-	return fmt.Errorf("%s on %s cannot be plugged while the machine runs: %w; stop the machine first", what, p.hw.Machine, guest.ErrUnsupported)
+	return fmt.Errorf("%s on %s cannot be plugged while the machine runs: %w; stop the machine first", what, p.hardware().Machine, guest.ErrUnsupported)
 }
 
 // wrap names the operation, its object and the machine in an error.

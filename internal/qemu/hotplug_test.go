@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"drover/internal/guest"
+	"drover/internal/qmp"
 )
 
 // eventually asks the guest until a command gives the wanted output; the guest itself does the waiting.
 func (s *shell) eventually(t *testing.T, cmd, want string) {
 	t.Helper()
-	got := s.run(t, fmt.Sprintf(`for i in $(seq 300); do r=$(%s); [ "$r" = %q ] && break; sleep 0.1; done; echo "$r"`, cmd, want))
+	got := s.run(t, fmt.Sprintf(`for i in $(seq 300); do r=$(%s 2>/dev/null); [ "$r" = %q ] && break; sleep 0.1; done; echo "$r"`, cmd, want))
 	if got != want {
 		t.Errorf("in the guest: %s: %q, want %q", cmd, got, want)
 	}
@@ -144,16 +145,21 @@ func TestCPUAndMemoryWhileRunning(t *testing.T) {
 	if err := p.AddMemory(ctx, 1024); !errors.Is(err, ErrSpec) {
 		t.Errorf("more than the limit: %v", err)
 	}
+	steps := p.QMP().Subscribe(0, qmp.EventBalloonChange)
+	defer steps.Close()
 	if err := p.Balloon(ctx, 200); err != nil {
 		t.Error(err)
 	}
-	for {
+	for { // it tells of every step
 		st, err := p.Stats(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if st.Balloon == 200<<20 {
 			break
+		}
+		if _, err := steps.Next(ctx); err != nil {
+			t.Fatalf("the balloon is at %d: %v", st.Balloon, err)
 		}
 	}
 	s := p.Spec()

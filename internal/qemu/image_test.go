@@ -1,28 +1,37 @@
 package qemu
 
 import (
-	"debug/elf"
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"drover/internal/kernelimage"
+	"drover/internal/osimage"
 )
 
-// testKernel is Debian's generic kernel, unpacked from its package: it has the drivers of every NIC adapter, which the
-// cloud kernel has not.
+// testKernel is the kernel of the tiny guest, the full one: it has the drivers of every NIC adapter, and being an ELF file with a PVH entry it
+// needs no unpacking in the guest, which takes longer than all the rest of a boot without KVM.
 type testKernel struct {
 	image   string
-	modules map[string]string // name with underscores to file
+	list    []module // each after those it needs
+	archive map[string]string
 }
 
-var kernelOnce = sync.OnceValues(fetchKernel)
+type module struct {
+	name, file string
+	needs      []string
+}
+
+var kernelOnce = sync.OnceValues(buildKernel)
 
 func kernel(t *testing.T) testKernel {
 	t.Helper()
@@ -33,92 +42,94 @@ func kernel(t *testing.T) testKernel {
 	return k
 }
 
-// fetchKernel keeps the kernel in the user's cache directory, for later runs.
-func fetchKernel() (testKernel, error) {
-	cache, err := os.UserCacheDir()
+// buildKernel keeps the kernel below scratch, for all tests of this run.
+func buildKernel() (testKernel, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	k := testKernel{archive: map[string]string{}}
+	r, err := osimage.BuildTiny(ctx, osimage.Tiny{Kernel: "full"}, osimage.Options{})
 	if err != nil {
-		return testKernel{}, err
+		return k, err
 	}
-	dir := filepath.Join(cache, "drover-test", "linux-amd64")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return testKernel{}, err
-	}
-	lock, err := os.Create(filepath.Join(dir, "lock"))
+	f, err := os.Open(r.Path)
 	if err != nil {
-		return testKernel{}, err
+		return k, err
 	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return testKernel{}, err
+	defer f.Close()
+	dir, err := os.MkdirTemp(scratch.dir, "kernel")
+	if err != nil {
+		return k, err
 	}
-	root := filepath.Join(dir, "root")
-	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
-		script := `set -e
-p=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -1)
-rm -rf new *.deb; apt-get download -q "$p"; mkdir new; dpkg-deb -x linux-image-*.deb new; rm *.deb; mv new root`
-		cmd := exec.Command("sh", "-c", script)
-		cmd.Dir = dir
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return testKernel{}, fmt.Errorf("apt-get download linux-image-amd64: %w\n%s", err, out)
-		}
+	x, err := kernelimage.Extract(ctx, f, dir)
+	if err != nil {
+		return k, err
 	}
-	k := testKernel{modules: map[string]string{}}
-	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil || len(images) != 1 {
-		return k, fmt.Errorf("kernels in %s: %v, %v", root, images, err)
+	// Readable for QEMU's user: it is passed as it is then, not copied.
+	if err := os.Chmod(x.Kernel, 0o644); err != nil {
+		return k, err
 	}
-	k.image = images[0]
-	err = filepath.WalkDir(filepath.Join(root, "lib", "modules"), func(path string, d os.DirEntry, err error) error {
-		if name, ok := strings.CutSuffix(filepath.Base(path), ".ko"); ok {
-			k.modules[strings.ReplaceAll(name, "-", "_")] = path
-		}
-		return err
-	})
-	return k, err
+	k.image = x.Kernel
+	return k, k.unpack(x.Initrd)
 }
 
-// withDependencies orders modules so that each comes after those it needs.
-func (k testKernel) withDependencies(names ...string) ([]string, error) {
-	var out []string
-	seen := map[string]bool{}
-	var visit func(string) error
-	visit = func(name string) error {
-		name = strings.ReplaceAll(name, "-", "_")
-		if seen[name] {
+// unpack reads the modules from the tiny guest's initramfs, which lists them as "NAME FILE NEEDS ALIAS…".
+func (k *testKernel) unpack(initrd string) error {
+	f, err := os.Open(initrd)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = cpio.ForEachRecord(cpio.Newc.Reader(f), func(r cpio.Record) error {
+		if !strings.HasPrefix(r.Name, "modules/") || r.FileSize == 0 {
 			return nil
 		}
-		seen[name] = true
-		path, ok := k.modules[name]
-		if !ok {
-			return fmt.Errorf("no module %s", name)
+		b, err := io.ReadAll(io.NewSectionReader(r, 0, int64(r.FileSize)))
+		k.archive["/"+r.Name] = string(b)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	in := bufio.NewScanner(strings.NewReader(k.archive["/modules/list"]))
+	in.Buffer(nil, 1<<20)
+	for in.Scan() {
+		f := strings.Fields(in.Text())
+		if len(f) < 3 || k.archive[f[1]] == "" {
+			return fmt.Errorf("the list of modules says %q", in.Text())
 		}
-		f, err := elf.Open(path)
-		if err != nil {
-			return err
+		m := module{name: f[0], file: f[1]}
+		if f[2] != "-" {
+			m.needs = strings.Split(f[2], ",")
 		}
-		defer f.Close()
-		info, err := f.Section(".modinfo").Data()
-		if err != nil {
-			return err
-		}
-		for _, kv := range strings.Split(string(info), "\x00") {
-			if deps, ok := strings.CutPrefix(kv, "depends="); ok && deps != "" {
-				for _, d := range strings.Split(deps, ",") {
-					if err := visit(d); err != nil {
-						return err
-					}
-				}
+		k.list = append(k.list, m)
+	}
+	if len(k.list) == 0 {
+		return errors.New("the tiny guest has no modules")
+	}
+	return in.Err()
+}
+
+// withDependencies orders modules so that each comes after those it needs. Those that are built in are left out.
+func (k testKernel) withDependencies(names ...string) []module {
+	var out []module
+	seen := map[string]bool{}
+	var visit func(string)
+	visit = func(name string) {
+		for _, m := range k.list {
+			if m.name != name || seen[name] {
+				continue
 			}
+			seen[name] = true
+			for _, n := range m.needs {
+				visit(n)
+			}
+			out = append(out, m)
 		}
-		out = append(out, path)
-		return nil
 	}
 	for _, n := range names {
-		if err := visit(n); err != nil {
-			return nil, err
-		}
+		visit(n)
 	}
-	return out, nil
+	return out
 }
 
 // guestInit answers commands on the serial console: it reads "ID COMMAND" and writes the output and "@ID STATUS".
@@ -126,7 +137,7 @@ const guestInit = `#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-for m in /m/*; do insmod $m || echo "insmod $m failed"; done
+for m in /m/*; do [ -e $m ] && { insmod $m || echo "insmod $m failed"; }; done
 ip link set lo up; dmesg -n 1
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -onlcr
@@ -138,10 +149,6 @@ while read -r id cmd; do eval "$cmd"; echo "@$id $?"; done
 func buildInitrd(t *testing.T, modules ...string) string {
 	t.Helper()
 	k := kernel(t)
-	paths, err := k.withDependencies(modules...)
-	if err != nil {
-		t.Fatal(err)
-	}
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Fatalf("%v; install busybox-static", err)
@@ -157,12 +164,8 @@ func buildInitrd(t *testing.T, modules ...string) string {
 		cpio.CharDev("dev/console", 0o600, 5, 1), cpio.CharDev("dev/ttyS0", 0o600, 4, 64), cpio.CharDev("dev/null", 0o666, 1, 3),
 		cpio.StaticFile("bin/busybox", string(busybox), 0o755), cpio.StaticFile("init", guestInit, 0o755),
 	}
-	for i, p := range paths {
-		b, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		records = append(records, cpio.StaticFile(fmt.Sprintf("m/%02d-%s", i, filepath.Base(p)), string(b), 0o644))
+	for i, m := range k.withDependencies(modules...) {
+		records = append(records, cpio.StaticFile(fmt.Sprintf("m/%02d-%s", i, m.name), k.archive[m.file], 0o644))
 	}
 	w := cpio.Newc.Writer(f)
 	if err := cpio.WriteRecords(w, records); err != nil {

@@ -11,9 +11,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"drover/internal/accel"
 	"drover/internal/guest"
 )
 
@@ -40,12 +42,12 @@ type rig struct {
 func newRig(t *testing.T, m guest.Machine, modules ...string) *rig {
 	t.Helper()
 	// Unix socket paths are short, so not t.TempDir.
-	dir, err := os.MkdirTemp("", "dq")
+	dir, err := os.MkdirTemp(scratch.dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	ram, err := os.MkdirTemp("/dev/shm", "dq")
+	ram, err := os.MkdirTemp(scratch.ram, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,14 +62,29 @@ func newRig(t *testing.T, m guest.Machine, modules ...string) *rig {
 	})
 	s := small(m)
 	s.Memory = Memory{MiB: 192, Path: filepath.Join(ram, "ram")}
-	s.Kernel = &Kernel{Image: kernel(t).image, Cmdline: "console=ttyS0 quiet panic=-1"}
+	s.Kernel = &Kernel{Image: kernel(t).image, Cmdline: "console=ttyS0 quiet panic=-1 nokaslr mitigations=off no_timer_check"}
+	if m == guest.MicroVM {
+		s.Kernel.Cmdline += fmt.Sprintf(" tsc_early_khz=%d", tscKHz(t))
+	}
 	if modules != nil {
 		s.Kernel.Initrd = buildInitrd(t, modules...)
 	}
 	return &rig{dir: dir, spec: s, opt: Options{Dir: filepath.Join(dir, "run"), UID: testUID, GID: testUID, OOM: 200, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}}
 }
 
-// disk adds a new image as a disk.
+var tscOnce = sync.OnceValues(func() (int64, error) { return accel.TSCKHz(context.Background()) })
+
+// tscKHz is what a host tells Linux on a microvm.
+func tscKHz(t *testing.T) int64 {
+	t.Helper()
+	khz, err := tscOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return khz
+}
+
+// image makes a new image as a disk.
 func (r *rig) image(t *testing.T, id string, f Format, size string, args ...string) Layer {
 	t.Helper()
 	path := filepath.Join(r.dir, id+"."+string(f))

@@ -24,7 +24,7 @@ func (p *Process) AddNIC(ctx context.Context, n NIC, taps []*os.File) (err error
 	if err := next.Validate(); err != nil {
 		return err
 	}
-	if !p.hw.Adapters[n.Adapter].Hotplug {
+	if !p.hardware().Adapters[n.Adapter].Hotplug {
 		return p.noHotplug(string(n.Adapter))
 	}
 	if len(taps) != max(n.Queues, 1) {
@@ -61,7 +61,7 @@ func (p *Process) AddNIC(ctx context.Context, n NIC, taps []*os.File) (err error
 		return err
 	}
 	netdev = true
-	dev, err := nicDevice(p.hw, &n)
+	dev, err := nicDevice(p.hardware(), &n)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (p *Process) RemoveNIC(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
-	if !p.hw.Adapters[n.Adapter].Hotplug {
+	if !p.hardware().Adapters[n.Adapter].Hotplug {
 		return p.noHotplug(string(n.Adapter))
 	}
 	if err := p.unplug(ctx, nicID(id)); err != nil {

@@ -45,7 +45,6 @@ type Options struct {
 type Process struct {
 	opt Options
 	log *slog.Logger
-	hw  *guest.Hardware
 
 	pid    int
 	fd     *pidfd
@@ -102,9 +101,9 @@ func (e Exit) String() string {
 	return s
 }
 
-func newProcess(opt Options, st state, hw *guest.Hardware) *Process {
+func newProcess(opt Options, st state) *Process {
 	p := &Process{
-		opt: opt, log: opt.Log, hw: hw, state: st,
+		opt: opt, log: opt.Log, state: st,
 		exited: make(chan struct{}), watched: make(chan struct{}), op: make(chan struct{}, 1),
 	}
 	if p.log == nil {
@@ -112,6 +111,17 @@ func newProcess(opt Options, st state, hw *guest.Hardware) *Process {
 	}
 	p.log = p.log.With("vm", st.Spec.Name)
 	return p
+}
+
+// hardware is the machine's table, made when it is needed: a table for each of many machines would be most of what
+// they take. Every state that becomes a Process was found to have one.
+func (p *Process) hardware() *guest.Hardware {
+	spec := p.Spec()
+	hw, err := guest.Lookup(spec.Machine, spec.Version)
+	if err != nil {
+		panic(fmt.Sprintf("machine %s has no hardware any more: %v", spec.Name, err))
+	}
+	return hw
 }
 
 // PID is QEMU's process id.

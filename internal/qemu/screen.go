@@ -103,7 +103,7 @@ func (p *Process) VNC(ctx context.Context) (_ net.Conn, err error) {
 }
 
 func (p *Process) hasScreen() error {
-	if !p.hw.VGA.Present() || p.Spec().Headless {
+	if !p.hardware().VGA.Present() || p.Spec().Headless {
 		return fmt.Errorf("the machine has no screen: %w; use its serial console", guest.ErrUnsupported)
 	}
 	return nil

@@ -61,7 +61,7 @@ func snapshotAndRevert(t *testing.T, m guest.Machine) {
 	}
 	put("after")
 	sh.run(t, "word=new")
-	count1 := atoi(t, sh.run(t, fmt.Sprintf("until [ $(cat /tmp/count) -gt %d ]; do sleep 0.05; done; cat /tmp/count", count0+60)))
+	count1 := atoi(t, sh.run(t, fmt.Sprintf("until [ $(cat /tmp/count) -gt %d ]; do sleep 0.05; done; cat /tmp/count", count0+5)))
 	if got := p.Spec().Disks[0].Layers; len(got) != 2 || got[1].ID != "root-1" {
 		t.Errorf("layers after the snapshot: %v", got)
 	}

@@ -39,10 +39,6 @@ func Start(ctx context.Context, s Spec, a Attach, opt Options) (_ *Process, err 
 	if err != nil {
 		return nil, err
 	}
-	hw, err := guest.Lookup(s.Machine, s.Version)
-	if err != nil {
-		return nil, err
-	}
 	if opt.Binary == "" {
 		opt.Binary = "qemu-system-x86_64"
 	}
@@ -68,7 +64,7 @@ func Start(ctx context.Context, s Spec, a Attach, opt Options) (_ *Process, err 
 		return nil, err
 	}
 	st := state{Version: stateVersion, BootID: boot, UID: opt.UID, GID: opt.GID, Cgroup: opt.Cgroup, Spec: s.clone()}
-	p := newProcess(opt, st, hw)
+	p := newProcess(opt, st)
 	defer func() {
 		if err != nil {
 			removeMemory(&s)
