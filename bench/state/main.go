@@ -274,14 +274,22 @@ func fanOut(ctx context.Context, socket string, changes, watchers int) ([]time.D
 				case v1.ChangeKind_CHANGE_KIND_SYNCED:
 					ready <- nil
 				case v1.ChangeKind_CHANGE_KIND_MODIFIED:
-					got <- time.Now()
+					select {
+					case got <- time.Now():
+					case <-ctx.Done():
+					}
 				}
 			}
 		})
 	}
 	for range watchers {
-		if err := <-ready; err != nil {
-			return nil, err
+		select {
+		case err := <-ready:
+			if err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("watchers did not get the state: %w", ctx.Err())
 		}
 	}
 	c := client(socket)
