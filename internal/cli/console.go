@@ -63,7 +63,26 @@ func (a *App) console(ctx context.Context, c *client.Client, name string, backlo
 	received := make(chan error, 1)
 	go func() { received <- a.receive(s) }()
 	typed := make(chan error, 1)
-	go func() { typed <- a.typeIn(s, tty) }()
+	if tty {
+		k, err := keysOf(ctx, in)
+		if err != nil {
+			cancel()
+			<-received
+			return err
+		}
+		ended := make(chan struct{})
+		defer func() {
+			cancel()
+			<-ended
+			k.close()
+		}()
+		go func() {
+			defer close(ended)
+			typed <- a.typeIn(s, k, true)
+		}()
+	} else {
+		go func() { typed <- a.typeIn(s, a.In, false) }()
+	}
 	for {
 		select {
 		case err := <-received:
@@ -108,10 +127,10 @@ func (a *App) receive(s *consoleStream) error {
 }
 
 // typeIn sends what is typed. On a terminal the escape key ends it.
-func (a *App) typeIn(s *consoleStream, tty bool) error {
+func (a *App) typeIn(s *consoleStream, from io.Reader, tty bool) error {
 	buf := make([]byte, 4096)
 	for {
-		n, err := a.In.Read(buf)
+		n, err := from.Read(buf)
 		data := buf[:n]
 		if i := bytes.IndexByte(data, escapeKey); tty && i >= 0 {
 			return errEscape

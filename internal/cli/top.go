@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -72,8 +72,18 @@ func (a *App) topLive(ctx context.Context, c *client.Client, b *board, in, out *
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
+	k, err := keysOf(ctx, in)
+	if err != nil {
+		return err
+	}
 	keys := make(chan byte)
-	go pressed(ctx, in, keys)
+	go pressed(ctx, k, keys)
+	defer func() {
+		cancel()
+		for range keys { // until pressed has ended
+		}
+		k.close()
+	}()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 
@@ -146,7 +156,7 @@ func clip(s string, width int) string {
 }
 
 // pressed passes on keys until the terminal ends or nobody listens any more.
-func pressed(ctx context.Context, in *os.File, to chan<- byte) {
+func pressed(ctx context.Context, in io.Reader, to chan<- byte) {
 	defer close(to)
 	buf := make([]byte, 64)
 	for {
@@ -158,7 +168,7 @@ func pressed(ctx context.Context, in *os.File, to chan<- byte) {
 				return
 			}
 		}
-		if err != nil && !errors.Is(err, syscall.EINTR) {
+		if err != nil {
 			return
 		}
 	}

@@ -227,3 +227,19 @@ func TestEveryCommand(t *testing.T) {
 		t.Errorf("%d commands", n)
 	}
 }
+
+// TestExample: the example reads without a fault, and in the order of need.
+func TestExample(t *testing.T) {
+	a, _ := bench(t, nil)
+	docs, err := a.documents([]string{"../../examples/web.yaml"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, d := range docs {
+		got = append(got, d.Kind+"/"+d.Name)
+	}
+	if d := cmp.Diff([]string{"network/lan", "vm/web1", "vm/web2"}, got); d != "" {
+		t.Error(d)
+	}
+}
