@@ -28,7 +28,16 @@ type agentJob struct {
 	Spec     Spec
 	Dir      string
 	UID, GID uint32
-	Merge    string // a layer of disk root to merge, once the machine runs
+	Pending  string // a layer of disk root whose merge stands in the state, and never began
+	Do       op     // done when the machine runs
+}
+
+// op is what an agent is in the middle of when it dies.
+type op struct {
+	Merge    string           // a layer of disk root
+	Overlays map[string]Layer // a snapshot, with memory
+	Memory   string           // file of the memory
+	DieAt    string           // the status of the job or migration at which the agent kills itself
 }
 
 func agentMain(file string) error {
@@ -50,7 +59,7 @@ func agentMain(file string) error {
 		return err
 	}
 	sh := bufio.NewReader(p.Serial())
-	for {
+	for job.Spec.Kernel != nil {
 		line, err := sh.ReadString('\n')
 		if err != nil {
 			return err
@@ -59,12 +68,15 @@ func agentMain(file string) error {
 			break
 		}
 	}
-	if job.Merge != "" {
-		if err := p.change(func(s *state) { s.Pending = &pending{Disk: "root", Layer: job.Merge} }); err != nil {
+	if job.Pending != "" {
+		if err := p.change(func(s *state) { s.Pending = &pending{Disk: "root", Layer: job.Pending} }); err != nil {
 			return err
 		}
 	}
 	fmt.Println("ready", p.PID())
+	if job.Do.DieAt != "" {
+		return job.Do.run(ctx, p)
+	}
 	_, err = io.Copy(io.Discard, p.Serial())
 	return err
 }
@@ -116,7 +128,7 @@ func TestAdoptAfterKill(t *testing.T) {
 	r := newRig(t, guest.Q35, diskModules...)
 	layers := []Layer{r.image(t, "l0", Qcow2, "16M"), r.image(t, "l1", Qcow2, "16M")}
 	r.spec.Disks = []Disk{{ID: "root", Bus: guest.VirtioBlk, Layers: layers}}
-	cmd, pid := runAgent(t, agentJob{Spec: r.spec, Dir: r.opt.Dir, UID: testUID, GID: testUID, Merge: "l1"})
+	cmd, pid := runAgent(t, agentJob{Spec: r.spec, Dir: r.opt.Dir, UID: testUID, GID: testUID, Pending: "l1"})
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -84,8 +84,8 @@ func (p *Process) reconcileBlocks(ctx context.Context) error {
 	if pend == nil {
 		return nil
 	}
-	if len(pend.Overlays) > 0 {
-		return p.reconcileSnapshot(ctx, pend.Overlays)
+	if pend.Disk == "" {
+		return p.reconcileSnapshot(ctx, pend)
 	}
 	if err := p.endJob(ctx, mergeJob(pend.Disk)); err != nil {
 		return err
@@ -104,7 +104,8 @@ func (p *Process) reconcileBlocks(ctx context.Context) error {
 	})
 }
 
-func (p *Process) reconcileSnapshot(ctx context.Context, overlays map[string]Layer) error {
+func (p *Process) reconcileSnapshot(ctx context.Context, pend *pending) error {
+	overlays := pend.Overlays
 	blocks, err := p.qmp.QueryBlock(ctx)
 	if err != nil {
 		return err
@@ -115,7 +116,7 @@ func (p *Process) reconcileSnapshot(ctx context.Context, overlays map[string]Lay
 			active[id] = b.Inserted.NodeName
 		}
 	}
-	done := true
+	done := len(overlays) > 0
 	for id, l := range overlays {
 		done = done && active[id] == l.ID // all switched or none did: it was one transaction
 	}
@@ -131,6 +132,11 @@ func (p *Process) reconcileSnapshot(ctx context.Context, overlays map[string]Lay
 			if err := p.dropLayer(ctx, l.ID); err != nil {
 				return err
 			}
+		}
+	}
+	if pend.Resume {
+		if err := p.qmp.Cont(ctx); err != nil {
+			return err
 		}
 	}
 	return p.change(func(s *state) {

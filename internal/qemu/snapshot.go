@@ -47,7 +47,7 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 	if err != nil {
 		return err
 	}
-	if err := p.change(func(s *state) { s.Pending = &pending{Overlays: overlays} }); err != nil {
+	if err := p.change(func(s *state) { s.Pending = &pending{Overlays: overlays, Resume: memory != nil && was.Running} }); err != nil {
 		return err
 	}
 	done := false

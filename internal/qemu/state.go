@@ -38,6 +38,7 @@ type state struct {
 // pending is a change of the block graph that may or may not have happened.
 type pending struct {
 	Overlays map[string]Layer `json:"overlays,omitempty"` // a snapshot: disk id to its new active layer
+	Resume   bool             `json:"resume,omitempty"`   // the snapshot has stopped the guest, which ran
 	Disk     string           `json:"disk,omitempty"`     // a merge of Layer of this disk into the one below it
 	Layer    string           `json:"layer,omitempty"`
 }
