@@ -68,6 +68,8 @@ type hand struct {
 	files     []*os.File
 	conns     []net.Conn
 	serial    net.Conn
+	monitor   net.Conn
+	greeted   chan time.Time // when QEMU answered on its monitor, which is right after it let its CPUs go
 	cmd       *os.Process
 	memory    string
 }
@@ -152,8 +154,11 @@ func (h *hand) listen(source qemu.Source) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	h.conns = append(h.conns, c)
-	if source == qemu.FromSerial {
+	switch source {
+	case qemu.FromSerial:
 		h.serial = c
+	case qemu.FromMonitor:
+		h.monitor = c
 	}
 	return f, nil
 }
@@ -213,6 +218,11 @@ func (h *hand) start(ctx context.Context) (began, line time.Time, err error) {
 		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, Files: append([]*os.File{null, null, os.Stderr}, h.files...),
 		Sys: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: handUser, Gid: handUser}},
 	}
+	h.greeted = make(chan time.Time, 1)
+	go func() {
+		_, _ = h.monitor.Read(make([]byte, 1)) // at the latest, close ends it
+		h.greeted <- time.Now()
+	}()
 	began = time.Now()
 	if h.cmd, err = os.StartProcess(h.bin, append([]string{filepath.Base(h.bin)}, h.args...), attr); err != nil {
 		return began, line, err
