@@ -17,14 +17,23 @@ import (
 	"drover/internal/store"
 )
 
-// heartbeats remembers when each host was last heard. It is not stored: it changes all the time, and a manager that
-// was away gives every host a fresh delay.
+// heartbeats remembers when each host was last heard, and how busy it was. It is not stored: it changes all the time, and a
+// manager that was away gives every host a fresh delay.
 type heartbeats struct {
-	mu sync.Mutex
-	at map[string]time.Time
+	mu    sync.Mutex
+	at    map[string]time.Time
+	loads map[string]load
 }
 
-func newHeartbeats() *heartbeats { return &heartbeats{at: map[string]time.Time{}} }
+// load is how busy a host is.
+type load struct {
+	cpu        float64 // share of CPU time in use
+	memoryFree int64   // bytes
+}
+
+func newHeartbeats() *heartbeats {
+	return &heartbeats{at: map[string]time.Time{}, loads: map[string]load{}}
+}
 
 func (h *heartbeats) note(host string, at time.Time) {
 	h.mu.Lock()
@@ -32,10 +41,29 @@ func (h *heartbeats) note(host string, at time.Time) {
 	h.at[host] = at
 }
 
+// load notes how busy a host says that it is.
+func (h *heartbeats) load(host string, st *v1.HostStatus) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.loads[host] = load{st.CpuLoad, st.MemoryFreeBytes}
+}
+
+// show adds to a host's status what is not stored of it.
+func (h *heartbeats) show(host string, st *v1.HostStatus) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if t, ok := h.at[host]; ok {
+		st.LastHeartbeat = stamp(t)
+	}
+	l := h.loads[host]
+	st.CpuLoad, st.MemoryFreeBytes = l.cpu, l.memoryFree
+}
+
 func (h *heartbeats) forget(host string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.at, host)
+	delete(h.loads, host)
 }
 
 func (h *heartbeats) last(host string) (time.Time, bool) {

@@ -18,7 +18,28 @@ func (m *Manager) RevertSnapshot(ctx context.Context, name string) (*v1.Task, er
 	if err := m.readySnapshot(name); err != nil {
 		return nil, err
 	}
+	if err := m.roomToRevert(name); err != nil {
+		return nil, err
+	}
 	return m.submit(ctx, taskSnapshotRevert, resource.KindSnapshot, name)
+}
+
+// roomToRevert says whether a VM that is off has the room to run, if its snapshot's memory makes it run.
+func (m *Manager) roomToRevert(name string) error {
+	vmName, _, _ := resource.Part(name)
+	vm, err := m.VMs.lookup(vmName)
+	if err != nil {
+		return err
+	}
+	snap, err := m.Snapshots.lookup(name)
+	if err != nil || !snap.Spec.Memory || vm.Spec.Power != v1.Power_POWER_OFF {
+		return err
+	}
+	vm = clone(vm)
+	if err := proto.Unmarshal(snap.Status.VmSpec, vm.Spec); err != nil {
+		return err
+	}
+	return m.admit(vm)
 }
 
 func (m *Manager) readySnapshot(name string) error {

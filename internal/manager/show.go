@@ -40,9 +40,7 @@ func (m *Manager) showHost(h *v1.Host) {
 		h.Status = &v1.HostStatus{}
 	}
 	st := h.Status
-	if t, ok := m.heard.last(h.Meta.Name); ok {
-		st.LastHeartbeat = stamp(t)
-	}
+	m.heard.show(h.Meta.Name, st)
 	vms, _ := m.VMs.cache.List()
 	for _, vm := range vms {
 		if vm.GetStatus().GetOwner() != h.Meta.Name {
