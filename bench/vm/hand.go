@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,7 +70,7 @@ type hand struct {
 	conns     []net.Conn
 	serial    net.Conn
 	monitor   net.Conn
-	greeted   chan time.Time // when QEMU answered on its monitor, which is right after it let its CPUs go
+	runs      chan time.Time // when QEMU's main loop answered on its monitor: right after it let the CPUs go
 	cmd       *os.Process
 	memory    string
 }
@@ -218,11 +219,8 @@ func (h *hand) start(ctx context.Context) (began, line time.Time, err error) {
 		Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}, Files: append([]*os.File{null, null, os.Stderr}, h.files...),
 		Sys: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: handUser, Gid: handUser}},
 	}
-	h.greeted = make(chan time.Time, 1)
-	go func() {
-		_, _ = h.monitor.Read(make([]byte, 1)) // at the latest, close ends it
-		h.greeted <- time.Now()
-	}()
+	h.runs = make(chan time.Time, 1)
+	go h.askMonitor()
 	began = time.Now()
 	if h.cmd, err = os.StartProcess(h.bin, append([]string{filepath.Base(h.bin)}, h.args...), attr); err != nil {
 		return began, line, err
@@ -249,6 +247,19 @@ func (h *hand) start(ctx context.Context) (began, line time.Time, err error) {
 	}
 	go io.Copy(io.Discard, h.serial) // ends when close closes it
 	return began, line, nil
+}
+
+// askMonitor asks whether the machine runs. The greeting may come before there is a machine; the answer to a command
+// does not. It ends with the connection at the latest.
+func (h *hand) askMonitor() {
+	_, err := io.WriteString(h.monitor, `{"execute":"qmp_capabilities"}`+"\n"+`{"execute":"query-status"}`+"\n")
+	in := bufio.NewScanner(h.monitor)
+	for err == nil && in.Scan() {
+		if strings.Contains(in.Text(), `"running": true`) {
+			break
+		}
+	}
+	h.runs <- time.Now()
 }
 
 // close ends QEMU and frees what the guest had.

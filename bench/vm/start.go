@@ -153,7 +153,7 @@ func (r *rig) single(ctx context.Context, o *options, rep *report) error {
 			return err
 		}
 		a, b := ms(line.Sub(began)), ms(hline.Sub(hbegan))
-		c, d := ms(at.Add(took).Sub(began)), ms((<-h.greeted).Sub(hbegan))
+		c, d := ms(at.Add(took).Sub(began)), ms((<-h.runs).Sub(hbegan))
 		rep.say("start %2d: ours %7.1f ms, by hand %7.1f ms, difference %+7.1f ms; to running CPUs %.1f and %.1f ms; answered after %.1f ms, at the host after %.1f ms, QEMU let go %.1f ms later; load %s%s",
 			i-o.warm+1, a, b, a-b, c, d, ms(answered.Sub(began)), ms(at.Sub(began)), ms(took), load(), map[bool]string{true: " (warm-up)"}[i < o.warm])
 		if i < o.warm {
