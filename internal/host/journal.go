@@ -10,6 +10,9 @@ import (
 // journalLimit is how many operations a VM's journal remembers.
 const journalLimit = 64
 
+// kindRevert is the one kind of operation that is carried through by the agent itself.
+const kindRevert = "revert"
+
 // journal is what became of operations that the manager asked for, so that one asked for twice is done once, and one
 // that was cut off is carried through. It is version 1 of journal.json in the VM's record.
 type journal struct {
@@ -26,6 +29,8 @@ type entry struct {
 	Memory     bool   `json:"memory,omitempty"`
 	Spec       []byte `json:"spec,omitempty"`
 	Generation int64  `json:"generation,omitempty"`
+	// Going: it has changed something that it cannot take back, so it must be carried through before the VM runs again.
+	Going bool `json:"going,omitempty"`
 
 	// Again says that it had begun before.
 	Again bool `json:"-"`
@@ -77,6 +82,37 @@ func (m *machine) endOperation(operation string, result int64) error {
 	for i := range j.Entries {
 		if j.Entries[i].Operation == operation {
 			j.Entries[i].Done, j.Entries[i].Result = true, result
+		}
+	}
+	return writeJSON(m.journalPath(), j)
+}
+
+// commitOperation notes that there is no way back from here.
+func (m *machine) commitOperation(operation string) error {
+	j, err := m.journal()
+	if err != nil {
+		return err
+	}
+	for i := range j.Entries {
+		if j.Entries[i].Operation == operation {
+			j.Entries[i].Going = true
+		}
+	}
+	return writeJSON(m.journalPath(), j)
+}
+
+// endRevert is endOperation for a revert. Earlier ones that were cut off have nothing left to carry through.
+func (m *machine) endRevert(operation string) error {
+	j, err := m.journal()
+	if err != nil {
+		return err
+	}
+	j.Entries = slices.DeleteFunc(j.Entries, func(e entry) bool {
+		return e.Kind == kindRevert && !e.Done && e.Operation != operation
+	})
+	for i := range j.Entries {
+		if j.Entries[i].Operation == operation {
+			j.Entries[i].Done = true
 		}
 	}
 	return writeJSON(m.journalPath(), j)

@@ -34,7 +34,7 @@ const pace = 5 * time.Millisecond
 func (m *machine) run(ctx context.Context) {
 	defer close(m.done)
 	if err := errors.Join(m.mendSnapshots(ctx), m.mendOperations(ctx)); err != nil {
-		m.log.Error("what an agent before left half done is not settled; the next start of the agent tries again", "err", err)
+		m.log.Error("what an agent before left half done is not settled; a revert is tried again, the rest by the next start of the agent", "err", err)
 	}
 	timer := m.a.clk.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -69,6 +69,9 @@ func (m *machine) run(ctx context.Context) {
 		if !until.IsZero() {
 			wait = max(until.Sub(m.a.clk.Now()), time.Millisecond)
 		}
+		if s.unsaved {
+			wait = min(wait, saveAgain)
+		}
 		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
@@ -88,7 +91,17 @@ func (m *machine) serve(c *call) {
 	c.done <- c.do(c.ctx)
 }
 
-// take reads what is wanted, and has it on disk before anything is done about it.
+// saveAgain is how long a record that could not be written waits for the next try.
+const saveAgain = time.Second
+
+func (m *machine) isUnsaved() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unsaved
+}
+
+// take reads what is wanted, and has it on disk before anything is made or started for it: what ends something does not
+// wait. A record that can't be written is tried again.
 func (m *machine) take() (*v1.VM, wish, bool) {
 	m.mu.Lock()
 	vm, held, unsaved := m.vm, m.held, m.unsaved
@@ -100,12 +113,18 @@ func (m *machine) take() (*v1.VM, wish, bool) {
 	}
 	if unsaved {
 		err := saveVM(m.dir, vm)
-		if m.local.Held != held {
+		if was := m.local.Held; was != held {
 			m.local.Held = held
-			err = errors.Join(err, m.save())
+			if serr := m.save(); serr != nil {
+				m.local.Held = was
+				err = errors.Join(err, serr)
+			}
 		}
 		if err != nil {
-			m.log.Error("the VM's record is not on disk; after a restart of the agent an older one counts", "err", err)
+			m.log.Error("the VM's record is not on disk; until it is, nothing is made or started for it", "err", err)
+			m.mu.Lock()
+			m.unsaved = true
+			m.mu.Unlock()
 		}
 	}
 	return vm, wishOf(vm, held), true
@@ -187,6 +206,8 @@ func (m *machine) step(ctx context.Context, vm *v1.VM, w wish, st step) error {
 		m.halt(w, st.halt, m.withExit(st.why))
 	case doCrash:
 		m.crashed(st)
+	case doSettle:
+		return m.mendOperations(ctx)
 	}
 	return nil
 }

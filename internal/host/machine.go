@@ -58,6 +58,7 @@ type machine struct {
 	restart   []string
 	lost      bool   // the process of local.Run ended unseen
 	exit      string // how it ended
+	undone    bool   // a revert was cut off: nothing else until it is carried through
 	lastState processState
 	following sync.WaitGroup // goroutines that listen to the process
 }

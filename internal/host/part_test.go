@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -388,5 +389,77 @@ func TestJournal(t *testing.T) {
 	}
 	if e, _ = m.beginOperation(entry{Operation: "open", Kind: "revert"}); !e.Again {
 		t.Error("an operation that is not done was forgotten")
+	}
+}
+
+// A revert that changed nothing yet is forgotten with its agent: the guest may have written since. One that did is carried
+// through before anything else.
+func TestRevertThatWasCutOff(t *testing.T) {
+	m := &machine{dir: t.TempDir(), vm: &v1.VM{Meta: &v1.Meta{Name: "x"}}, local: &local{}}
+	begun := func(op string) {
+		t.Helper()
+		if _, err := m.beginOperation(entry{Operation: op, Kind: kindRevert, Snapshot: "s"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := func() (ops []string) {
+		t.Helper()
+		j, err := m.journal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range j.Entries {
+			if !e.Done {
+				ops = append(ops, e.Operation)
+			}
+		}
+		return ops
+	}
+	begun("1")
+	if err := m.mendOperations(t.Context()); err != nil || m.undone || len(left()) != 0 {
+		t.Errorf("begun only: %v, undone %v, left %v", err, m.undone, left())
+	}
+	begun("2")
+	if err := m.leaveRevert("2"); err != nil || m.undone || len(left()) != 0 {
+		t.Errorf("failed before it changed anything: %v, undone %v, left %v", err, m.undone, left())
+	}
+	begun("3")
+	if err := m.commitOperation("3"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.leaveRevert("3"); err != nil || !m.undone || len(left()) != 1 {
+		t.Errorf("failed half-way: %v, undone %v, left %v", err, m.undone, left())
+	}
+	m.undone = false // the next agent
+	if err := m.mendOperations(t.Context()); err == nil || !m.undone || len(left()) != 1 {
+		t.Errorf("cut off half-way, and its record is not to be read: %v, undone %v, left %v", err, m.undone, left())
+	}
+	if err := m.settledRevert(); err == nil {
+		t.Error("a snapshot of disks that are half-way back was allowed")
+	}
+	begun("4")
+	if err := m.endRevert("4"); err != nil || len(left()) != 0 {
+		t.Errorf("another revert succeeded: %v, left %v", err, left())
+	}
+}
+
+// What is wanted and can't be written down is tried again, and not acted upon.
+func TestRecordThatCannotBeWritten(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gone")
+	m := &machine{
+		a: &agent{}, dir: dir, log: slog.New(slog.DiscardHandler), local: &local{Held: true},
+		vm: &v1.VM{Meta: &v1.Meta{Name: "x"}}, held: false, unsaved: true,
+	}
+	if m.take(); !m.isUnsaved() || !m.local.Held {
+		t.Fatalf("nothing could be written: unsaved %v, held on disk %v", m.isUnsaved(), m.local.Held)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if m.take(); m.isUnsaved() {
+		t.Fatal("it could be written and was not")
+	}
+	if _, l, err := loadRecord(dir); err != nil || l.Held {
+		t.Errorf("on disk: %+v, %v", l, err)
 	}
 }

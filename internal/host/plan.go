@@ -52,6 +52,8 @@ type sight struct {
 	compact   bool  // layers wait to be merged
 	links     bool  // TAPs or files of a process that is gone are left
 	hot       bool  // the running machine differs from the spec in what can be changed
+	undone    bool  // a revert was cut off half-way
+	unsaved   bool  // what is wanted is not on disk
 	gate      bool  // after a reboot: its turn in the start order has come
 	halt      *halt
 	crashes   []time.Time
@@ -80,12 +82,13 @@ const (
 	doMend    // see whether the disk error is over, and go on if so
 	doHalt    // note why it stays off
 	doCrash   // note the crash and when to start again
+	doSettle  // carry a revert through
 )
 
 var actionNames = map[action]string{
 	doWait: "wait", doProvision: "provision", doStart: "start", doResume: "resume", doPause: "pause",
 	doPressPower: "press-power", doAskAgent: "ask-agent", doKill: "kill", doClean: "clean", doWipe: "wipe", doHot: "hot",
-	doMend: "mend", doCompact: "compact", doHalt: "halt", doCrash: "crash",
+	doMend: "mend", doCompact: "compact", doHalt: "halt", doCrash: "crash", doSettle: "settle",
 }
 
 func (a action) String() string { return actionNames[a] }
@@ -117,6 +120,10 @@ func plan(w wish, s sight) []step {
 		return planRelease(s, alive, "this host does not hold the VM any more")
 	case alive && s.epoch != w.epoch:
 		return planRelease(s, true, "it runs with an epoch that is not current")
+	case s.undone && s.now.Before(s.retry):
+		return []step{{do: doWait, until: s.retry}}
+	case s.undone:
+		return []step{{do: doSettle}}
 	case w.template || w.power == v1.Power_POWER_OFF || w.power == v1.Power_POWER_UNSPECIFIED:
 		return planOff(w, s, alive)
 	default:
@@ -164,6 +171,9 @@ func planOff(w wish, s sight, alive bool) []step {
 		}
 		if s.now.Before(s.retry) {
 			return []step{{do: doWait, until: s.retry}}
+		}
+		if s.unsaved {
+			return []step{{do: doWait}}
 		}
 		if s.ready {
 			return []step{{do: doCompact}}
@@ -231,6 +241,8 @@ func planOn(w wish, s sight) []step {
 		return []step{{do: doWait}}
 	case s.now.Before(s.retry):
 		return []step{{do: doWait, until: s.retry}}
+	case s.unsaved:
+		return []step{{do: doWait}} // an older record would count after a restart of the agent
 	case !s.ready:
 		return []step{{do: doProvision}}
 	case !s.gate:
@@ -248,6 +260,8 @@ func planRunning(w wish, s sight) []step {
 		return []step{{do: doPause}}
 	case s.hot && s.now.Before(s.retry):
 		return []step{{do: doWait, until: s.retry}}
+	case s.hot && s.unsaved:
+		return []step{{do: doWait}}
 	case s.hot:
 		return []step{{do: doHot}}
 	}

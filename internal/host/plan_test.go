@@ -46,6 +46,8 @@ func TestPlan(t *testing.T) {
 	notReady := func(s *sight) { s.ready = false }
 	later := func(s *sight) { s.retry = noon.Add(time.Second) }
 	links := func(s *sight) { s.links = true }
+	unsaved := func(s *sight) { s.unsaved = true }
+	undone := func(s *sight) { s.undone = true }
 	stopping := func(stage stopStage, ago time.Duration) func(*sight) {
 		return func(s *sight) { s.stage, s.stopSince = stage, noon.Add(-ago) }
 	}
@@ -58,6 +60,13 @@ func TestPlan(t *testing.T) {
 	}{
 		{"make disks first", on(), seen(procNone, notReady), "provision", v1.VMPhase_VM_PHASE_PROVISIONING},
 		{"then start", on(), seen(procNone), "start", v1.VMPhase_VM_PHASE_STARTING},
+		{"not before it is on disk what for", on(), seen(procNone, unsaved), "wait", v1.VMPhase_VM_PHASE_STARTING},
+		{"nothing made before either", on(), seen(procNone, unsaved, notReady), "wait", v1.VMPhase_VM_PHASE_PROVISIONING},
+		{"nor when off", off(), seen(procNone, unsaved, notReady), "wait", v1.VMPhase_VM_PHASE_PROVISIONING},
+		{"but what is not held ends", on(func(w *wish) { w.held = false }), seen(procRunning, unsaved), "kill,clean", v1.VMPhase_VM_PHASE_STOPPING},
+		{"half-way back comes first", on(), seen(procNone, undone), "settle", v1.VMPhase_VM_PHASE_STARTING},
+		{"and waits for the next try", off(), seen(procNone, undone, later), "wait+1s", v1.VMPhase_VM_PHASE_OFF},
+		{"but is deleted at once", on(func(w *wish) { w.remove = true }), seen(procNone, undone), "wipe", v1.VMPhase_VM_PHASE_DELETING},
 		{"not before its turn", on(), seen(procNone, func(s *sight) { s.gate = false }), "wait", v1.VMPhase_VM_PHASE_STARTING},
 		{"not before the retry", on(), seen(procNone, later), "wait+1s", v1.VMPhase_VM_PHASE_STARTING},
 		{"sweep leftovers before a start", on(), seen(procNone, links), "clean", v1.VMPhase_VM_PHASE_STARTING},

@@ -17,14 +17,16 @@ import (
 	"drover/internal/resource"
 )
 
-// revert takes the VM back to a snapshot. What is to be done is written down first: an agent that is killed in the
-// middle is followed by one that does it again from the start, which leads to the same.
+// revert takes the VM back to a snapshot. What is to be done is written down first. Until QEMU has ended, a failure or a
+// kill means that it never was: a revert that comes true later would throw away what the guest has written since. From
+// then on the VM does nothing else until it is carried through, by this agent or the next, from the start, which leads to
+// the same.
 func (m *machine) revert(ctx context.Context, req *v1.NodeSnapshotRequest, step func(string)) error {
 	stores, err := m.storesInUse()
 	if err != nil {
 		return err
 	}
-	e := entry{Operation: req.GetOperation(), Kind: "revert", Snapshot: req.GetSnapshot(), Memory: req.GetMemory(), Generation: req.GetGeneration()}
+	e := entry{Operation: req.GetOperation(), Kind: kindRevert, Snapshot: req.GetSnapshot(), Memory: req.GetMemory(), Generation: req.GetGeneration()}
 	if e.Spec, err = proto.Marshal(req.GetSpec()); err != nil {
 		return err
 	}
@@ -41,7 +43,31 @@ func (m *machine) revert(ctx context.Context, req *v1.NodeSnapshotRequest, step 
 	}
 	step("stopping the VM")
 	if err := m.goBack(ctx, e); err != nil {
-		return fmt.Errorf("revert VM %s to snapshot %s: %w", m.name(), e.Snapshot, err)
+		return fmt.Errorf("revert VM %s to snapshot %s: %w", m.name(), e.Snapshot, errors.Join(err, m.leaveRevert(e.Operation)))
+	}
+	return nil
+}
+
+// leaveRevert decides what a revert that failed is: one that never was, or one to be carried through.
+func (m *machine) leaveRevert(operation string) error {
+	j, err := m.journal()
+	if err != nil {
+		m.undone = true // nobody can tell
+		return err
+	}
+	for _, e := range j.Entries {
+		if e.Operation == operation && e.Going {
+			m.undone = true
+			return nil
+		}
+	}
+	return m.dropOperation(operation)
+}
+
+// settledRevert refuses what must not be done to disks that are half-way back.
+func (m *machine) settledRevert() error {
+	if m.undone {
+		return m.precondition("REVERT_UNDONE", "is half-way back to a snapshot: "+m.problem, "wait until that succeeds, or revert to another snapshot")
 	}
 	return nil
 }
@@ -63,6 +89,9 @@ func (m *machine) goBack(ctx context.Context, e entry) error {
 		if err := m.clean(ctx); err != nil {
 			return err
 		}
+	}
+	if err := m.commitOperation(e.Operation); err != nil {
+		return err
 	}
 	paths := map[string]bool{}
 	for _, made := range r.Made {
@@ -100,7 +129,11 @@ func (m *machine) goBack(ctx context.Context, e entry) error {
 	if err := errors.Join(saveVM(m.dir, vm), m.save()); err != nil {
 		return err
 	}
-	return m.endOperation(e.Operation, 0)
+	if err := m.endRevert(e.Operation); err != nil {
+		return err
+	}
+	m.undone = false
+	return nil
 }
 
 func (m *machine) restoreVars(snap string) error {
@@ -114,18 +147,31 @@ func (m *machine) restoreVars(snap string) error {
 	return writeFile(filepath.Join(m.dir, firmwareVars), vars, 0o600)
 }
 
-// mendOperations carries through what an agent before had begun and must not stay half done.
+// mendOperations carries through a revert that was cut off, and forgets one that had changed nothing. Until it succeeds
+// the VM is undone.
 func (m *machine) mendOperations(ctx context.Context) error {
 	j, err := m.journal()
 	if err != nil {
+		m.undone = true
 		return err
 	}
+	last := entry{}
 	for _, e := range j.Entries {
-		if e.Kind == "revert" && !e.Done {
-			if err := m.goBack(ctx, e); err != nil {
-				return fmt.Errorf("revert to snapshot %s, which was cut off: %w", e.Snapshot, err)
+		switch {
+		case e.Kind != kindRevert || e.Done:
+		case e.Going:
+			last = e
+		default:
+			if err := m.dropOperation(e.Operation); err != nil {
+				return err
 			}
 		}
+	}
+	if m.undone = last.Going; !m.undone {
+		return nil
+	}
+	if err := m.goBack(ctx, last); err != nil {
+		return fmt.Errorf("revert to snapshot %s, which was cut off: %w", last.Snapshot, err)
 	}
 	return nil
 }

@@ -76,6 +76,9 @@ func (m *machine) hasSnapshot(stores []*disk.Store, name string) (found, pending
 // takeSnapshot freezes the disks, and with memory the machine. It returns the size of the memory image.
 func (m *machine) takeSnapshot(ctx context.Context, req *v1.NodeSnapshotRequest, step func(string)) (int64, error) {
 	name := req.GetSnapshot()
+	if err := m.settledRevert(); err != nil {
+		return 0, err
+	}
 	stores, err := m.storesInUse()
 	if err != nil {
 		return 0, err
@@ -338,6 +341,9 @@ func (m *machine) mendSnapshot(ctx context.Context, st *disk.Store, s disk.Snaps
 // deleteSnapshot forgets a snapshot and folds what only it kept apart.
 func (m *machine) deleteSnapshot(ctx context.Context, req *v1.NodeSnapshotRequest, step func(string)) error {
 	name := req.GetSnapshot()
+	if err := m.settledRevert(); err != nil {
+		return err
+	}
 	e, err := m.beginOperation(entry{Operation: req.GetOperation(), Kind: "delete", Snapshot: name})
 	if err != nil || e.Done {
 		return err
