@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
+
+// patience bounds each wait: guests are emulated here, on a machine that may have other things to do.
+const patience = 3 * time.Minute
 
 // screen keeps what is written and wakes those who wait for something in it.
 type screen struct {
@@ -48,8 +52,8 @@ func (s *screen) String() string {
 // await waits until text has come, and forgets all up to it.
 func (s *screen) await(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	wake := time.AfterFunc(60*time.Second, s.cond.Broadcast)
+	deadline := time.Now().Add(patience)
+	wake := time.AfterFunc(patience, s.cond.Broadcast)
 	defer wake.Stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,19 +144,59 @@ func startUp(t *testing.T) *up {
 	}
 	u := &up{t: t, dir: dir, socket: filepath.Join(dir, "s/manager/manager.sock"), listen: [2]string{freeAddress(t), freeAddress(t)}, log: newScreen()}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { os.RemoveAll(u.shm()) })
+	ip(t, "netns", "add", u.namespace())
+	t.Cleanup(func() { ip(t, "netns", "del", u.namespace()) })
+	t.Cleanup(u.killGuests)
+	ip(t, "-n", u.namespace(), "link", "set", "lo", "up")
 	u.start()
 	return u
 }
 
+// The test's own names: of its network namespace, which all of its links go with, and of its guests' memory.
+func (u *up) namespace() string { return filepath.Base(u.dir) }
+func (u *up) shm() string       { return "/dev/shm/" + filepath.Base(u.dir) }
+
+func ip(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Errorf("ip %v: %v %s", args, err, out)
+	}
+}
+
+// killGuests ends QEMUs that have files of this test open: those that a failed test left.
+func (u *up) killGuests() {
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*") // processes come and go
+	for _, l := range links {
+		if to, err := os.Readlink(l); err != nil || !strings.HasPrefix(to, u.dir+"/") {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(l, "/")[2])
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if !u.t.Failed() {
+			u.t.Errorf("process %d is left over", pid)
+		}
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
+	}
+}
+
 func (u *up) start() {
 	u.t.Helper()
-	u.cmd = exec.Command("drover", "up", "--state", filepath.Join(u.dir, "s"), "--listen", u.listen[0], "--host-listen", u.listen[1], "--hostname", "h1", "--uplink", "inner=")
+	u.cmd = exec.Command("nsenter", "--net=/run/netns/"+u.namespace(), "drover", "up", "--shm", u.shm(), "--state", filepath.Join(u.dir, "s"), "--listen", u.listen[0], "--host-listen", u.listen[1], "--hostname", "h1", "--uplink", "inner=")
 	u.cmd.Stdout, u.cmd.Stderr = u.log, u.log
 	u.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := u.cmd.Start(); err != nil {
 		u.t.Fatal(err)
 	}
-	u.t.Cleanup(func() { _ = u.cmd.Process.Kill() })
+	cmd := u.cmd
+	u.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
 	u.log.await(u.t, "Try:")
 }
 
@@ -187,7 +231,7 @@ func (u *up) must(args ...string) string {
 // soon repeats a command line while host or guest agent don't answer yet, and returns what it printed and its exit code.
 func (u *up) soon(args ...string) (string, int) {
 	u.t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -225,7 +269,7 @@ func TestRealVM(t *testing.T) {
 		t.Errorf("create: %q", out)
 	}
 	t.Run("console", func(t *testing.T) { consoleOf(t, u) })
-	u.must("vm", "wait", "hello", "--for", "agent", "--timeout", "60s")
+	u.must("vm", "wait", "hello", "--for", "agent", "--timeout", patience.String())
 	if out := u.must("vm", "exec", "hello", "--env", "A=b c", "--", "sh", "-c", "echo $A"); out != "b c\n" {
 		t.Errorf("exec: %q", out)
 	}
@@ -235,7 +279,7 @@ func TestRealVM(t *testing.T) {
 	u.must("vm", "disk", "add", "hello", "data", "32M")
 	u.must("vm", "disk", "grow", "hello", "data", "+32M")
 	// The guest finds out in its own time; it is asked in one call that ends when it has, or fails by its timeout.
-	u.must("vm", "exec", "hello", "--timeout", "60s", "--", "sh", "-c", "until [ \"$(cat /sys/block/vdb/size)\" = 131072 ]; do sleep 0.2; done")
+	u.must("vm", "exec", "hello", "--timeout", patience.String(), "--", "sh", "-c", "until [ \"$(cat /sys/block/vdb/size)\" = 131072 ]; do sleep 0.2; done")
 	u.must("snapshot", "create", "hello", "live", "--memory")
 	u.must("vm", "exec", "hello", "--", "touch", "/tmp/after")
 	u.must("snapshot", "revert", "hello", "live")

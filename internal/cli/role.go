@@ -181,6 +181,7 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 	fs.StringArrayVar(&f.networks, "network", nil, "network and the NIC that its frames leave by, `NAME=UPLINK`; NAME= stays inside the host (repeatable)")
 	fs.StringArrayVar(&f.datastores, "datastore", nil, "one more datastore, `NAME=PATH` (repeatable)")
 	fs.StringVar(&f.cfg.QEMU, "qemu", "", "system emulator (default qemu-system-x86_64 in PATH)")
+	fs.StringVar(&f.cfg.ShmDir, "shm", "", "directory in a tmpfs for guests' memory (default below /dev/shm)")
 	fs.StringVar(&f.cfg.BootID, "boot-id", "", "for tests: stands for the kernel's boot id")
 	if err := fs.MarkHidden("boot-id"); err != nil {
 		panic("host: no flag boot-id")

@@ -31,7 +31,7 @@ type upFlags struct {
 	advertise                                   []string
 	uplinks                                     []string
 	datastores                                  []string
-	qemu                                        string
+	qemu, shm                                   string
 }
 
 func (a *App) upCommand() *cobra.Command {
@@ -70,6 +70,7 @@ Other machines join later by "drover host". VMs run on when this ends.`,
 	fs.StringArrayVar(&f.uplinks, "uplink", nil, "NIC that a network's frames leave by, `[NAME=]NIC` (default name lan; NAME= stays inside the host; repeatable)")
 	fs.StringArrayVar(&f.datastores, "datastore", nil, "one more datastore, `NAME=PATH` (repeatable)")
 	fs.StringVar(&f.qemu, "qemu", "", "system emulator (default qemu-system-x86_64 in PATH)")
+	fs.StringVar(&f.shm, "shm", "", "directory in a tmpfs for guests' memory (default below /dev/shm)")
 	l.add(cmd)
 	return cmd
 }
@@ -84,7 +85,7 @@ func (f *upFlags) host(m manager.Config) (host.Config, error) {
 		h = "127.0.0.1"
 	}
 	hf := hostFlags{datastores: f.datastores, cfg: host.Config{
-		Manager: net.JoinHostPort(h, port), StateDir: filepath.Join(f.state, "host"), Listen: f.hostListen, Hostname: f.hostname, QEMU: f.qemu,
+		Manager: net.JoinHostPort(h, port), StateDir: filepath.Join(f.state, "host"), Listen: f.hostListen, Hostname: f.hostname, QEMU: f.qemu, ShmDir: f.shm,
 	}}
 	for _, s := range f.uplinks {
 		if !strings.Contains(s, "=") {
