@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -141,6 +142,7 @@ func (h *testHost) run(t *testing.T, l net.Listener) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(droverv1connect.NewNodeServiceHandler(h, rpc.HandlerOptions(rpc.Errors(slog.New(slog.DiscardHandler)))...))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "drover_test_host{name=%q} 1\n", h.name) })
 	srv := &http.Server{Handler: mux, TLSConfig: cfg, Protocols: rpc.ServerProtocols(false), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

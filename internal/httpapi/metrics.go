@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -97,4 +98,24 @@ func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+}
+
+// largestMetrics bounds what is passed on of one host, in bytes: some 100 KiB are a host with 100 VMs.
+const largestMetrics = 16 << 20
+
+// serveHostMetrics passes on what a host's agent measures: hosts themselves talk to the manager alone.
+func (s *Server) serveHostMetrics(w http.ResponseWriter, r *http.Request) {
+	if err := may(r.Context(), auth.VerbMetrics, kindMetric); err != nil {
+		s.refuse(w, r, r.Context(), err)
+		return
+	}
+	res, err := s.m.HostMetrics(r.Context(), r.PathValue("host"))
+	if err != nil {
+		s.refuse(w, r, r.Context(), err)
+		return
+	}
+	defer res.Body.Close()
+	w.Header().Set("Content-Type", res.Header.Get("Content-Type"))
+	w.WriteHeader(res.StatusCode)
+	_, _ = io.Copy(w, io.LimitReader(res.Body, largestMetrics)) // either side may go; the scrape is repeated
 }

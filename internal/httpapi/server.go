@@ -104,6 +104,7 @@ func (s *Server) routes() http.Handler {
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /metrics", s.serveMetrics)
+	mux.HandleFunc("GET /metrics/hosts/{host}", s.serveHostMetrics)
 	mux.HandleFunc("GET /images/{sha256}", s.serveImage)
 	mux.HandleFunc("HEAD /upload/images/{name}", s.uploaded)
 	mux.HandleFunc("PUT /upload/images/{name}", s.whileServing(s.upload))

@@ -102,8 +102,13 @@ func overlay(spec, given *v1.VMSpec) {
 	if len(given.Nics) > 0 {
 		spec.Nics = given.Nics
 	}
-	if given.Placement != nil {
+	switch {
+	case given.Placement != nil:
 		spec.Placement = given.Placement
+	case spec.Placement != nil:
+		// A clone begins where its source's disks are, so it can't keep away from its source.
+		spec.Placement = clone(spec.Placement)
+		spec.Placement.AntiAffinityGroup = ""
 	}
 }
 

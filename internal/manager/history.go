@@ -5,6 +5,7 @@ import (
 	"math"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	v1 "drover/api/drover/v1"
@@ -79,7 +80,7 @@ func (m *Manager) sample(host string, samples []*v1.Sample) {
 	m.queue(list)
 }
 
-// measures reports whether a host may say that of something: of itself, and of the VMs that it holds.
+// measures reports whether a host may say that of something: of itself, its datastores, and the VMs that it holds.
 func (m *Manager) measures(host string, s *v1.Sample) bool {
 	if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) || !s.Time.IsValid() || !metricName.MatchString(s.Metric) {
 		return false
@@ -88,18 +89,28 @@ func (m *Manager) measures(host string, s *v1.Sample) bool {
 		vm, ok := m.VMs.cache.Get(s.Name)
 		return ok && vm.GetStatus().GetOwner() == host
 	}
+	if s.Kind == resource.KindDatastore {
+		d, ok := m.Datastores.cache.Get(s.Name)
+		return ok && d.Spec.Host == host
+	}
 	return s.Kind == resource.KindHost && s.Name == host
 }
 
 var metricName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
-// units of what hosts measure.
-var units = map[string]string{
-	"cpu": "ratio", "memory": "bytes", "disk_read": "bytes/s", "disk_write": "bytes/s", "disk_read_ops": "1/s", "disk_write_ops": "1/s",
-	"net_rx": "bytes/s", "net_tx": "bytes/s", "memory_free": "bytes",
+// unitOf is the unit of what a host measures. As Prometheus has it, the name says it: what ends in _total counts up.
+func unitOf(metric string) string {
+	name, _ := strings.CutSuffix(metric, "_total")
+	switch {
+	case strings.HasSuffix(name, "bytes"):
+		return "bytes"
+	case strings.HasSuffix(name, "seconds"):
+		return "s"
+	case name == "cpu_load":
+		return "ratio"
+	}
+	return "1"
 }
-
-func unitOf(metric string) string { return units[metric] }
 
 // writeHistory writes what waits, as much as there is at once, until ctx ends and nothing waits any more.
 func (m *Manager) writeHistory(ctx context.Context) {
@@ -249,8 +260,8 @@ func (m *Manager) ListAudit(ctx context.Context, req *v1.ListAuditRequest) (*v1.
 
 // QueryMetrics returns series of measurements.
 func (m *Manager) QueryMetrics(ctx context.Context, req *v1.QueryMetricsRequest) (*v1.QueryMetricsResponse, error) {
-	if req.Kind != resource.KindVM && req.Kind != resource.KindHost {
-		return nil, &resource.Error{Code: resource.Invalid, Field: "kind", Reason: "KIND_UNKNOWN", Message: "must be vm or host"}
+	if req.Kind != resource.KindVM && req.Kind != resource.KindHost && req.Kind != resource.KindDatastore {
+		return nil, &resource.Error{Code: resource.Invalid, Field: "kind", Reason: "KIND_UNKNOWN", Message: "must be vm, host or datastore"}
 	}
 	f := history.MetricFilter{Kind: req.Kind, Name: req.Name, Metrics: req.Metrics, Step: req.Step.AsDuration()}
 	if req.Since != nil {

@@ -28,8 +28,32 @@ func (m *Manager) openImages() (err error) {
 	if err := os.MkdirAll(m.cfg.path("uploads"), 0o700); err != nil {
 		return err
 	}
-	m.images, err = library.Open(m.cfg.path("images"), library.Options{Log: m.log})
+	m.images, err = library.Open(m.cfg.path("images"), library.Options{Log: m.log, HTTP: outbound()})
 	return err
+}
+
+// checkImages says of images whose file is not in the library that they have to be imported again: after a restore of the state, which
+// holds no files.
+func (m *Manager) checkImages(ctx context.Context) error {
+	files, err := m.images.Files()
+	if err != nil {
+		return err
+	}
+	all, _ := m.Images.cache.List()
+	for _, i := range all {
+		if i.GetStatus().GetPhase() != v1.ImagePhase_IMAGE_PHASE_READY || slices.Contains(files, fileOf(i)) {
+			continue
+		}
+		_, err := m.Images.mutate(ctx, i.Meta.Name, func(i *v1.Image) error {
+			i.Status.Phase, i.Status.Message = v1.ImagePhase_IMAGE_PHASE_FAILED, "its file is not in the library; delete the image and import it again"
+			return nil
+		})
+		if err != nil && resource.CodeOf(err) != resource.NotFound {
+			return err
+		}
+		m.event(v1.Severity_SEVERITY_ERROR, resource.KindImage, i.Meta.Name, "IMAGE_LOST", "its file is not in the library")
+	}
+	return nil
 }
 
 // ImageFile opens the file that hosts fetch, by its SHA-256. The caller closes it.

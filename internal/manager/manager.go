@@ -179,7 +179,7 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 			return ended(g, cancel, err)
 		}
 	}
-	for _, begin := range []func(context.Context) error{m.firstUser, m.sweepFiles} {
+	for _, begin := range []func(context.Context) error{m.firstUser, m.checkImages, m.sweepFiles} {
 		if err := begin(ctx); err != nil {
 			return ended(g, cancel, err)
 		}

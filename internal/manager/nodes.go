@@ -30,6 +30,15 @@ func newNodes(m *Manager) *nodes { return &nodes{m: m, open: map[string]*node{}}
 
 // of is the API of a host.
 func (n *nodes) of(host string) (droverv1connect.NodeServiceClient, error) {
+	c, err := n.node(host)
+	if err != nil {
+		return nil, err
+	}
+	return c.api, nil
+}
+
+// node is the connection to a host.
+func (n *nodes) node(host string) (*node, error) {
 	h, err := n.m.Hosts.lookup(host)
 	if err != nil {
 		return nil, err
@@ -41,7 +50,7 @@ func (n *nodes) of(host string) (droverv1connect.NodeServiceClient, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if c := n.open[host]; c != nil && c.uid == h.Meta.Uid && c.address == addr {
-		return c.api, nil
+		return c, nil
 	}
 	cfg, err := pki.ClientConfig(pki.ClientOptions{
 		Credential: n.m.identity, Trust: n.m.ca.Trust(), Peer: pki.Identity{Role: pki.RoleHost, Name: host, UID: h.Meta.Uid},
@@ -55,7 +64,24 @@ func (n *nodes) of(host string) (droverv1connect.NodeServiceClient, error) {
 		old.http.CloseIdleConnections()
 	}
 	n.open[host] = c
-	return c.api, nil
+	return c, nil
+}
+
+// HostMetrics fetches what a host's agent has for Prometheus. The caller closes the body.
+func (m *Manager) HostMetrics(ctx context.Context, host string) (*http.Response, error) {
+	c, err := m.nodes.node(host)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.address+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, &resource.Error{Code: resource.Unavailable, Kind: resource.KindHost, Name: host, Reason: "HOST_UNREACHABLE", Message: "can't be reached: " + err.Error(), Err: err}
+	}
+	return res, nil
 }
 
 func (n *nodes) forget(host string) {
