@@ -8,7 +8,7 @@
 //
 // By hand means: this program takes the plan of a VM that the host agent runs (checked against that process's
 // arguments), makes TAP, sockets, memory and descriptors like the agent's beforehand, and then starts QEMU as the same
-// kind of user with the same arguments, but for -S: nobody has to let it go on. Its clock starts right before exec. Ours
-// starts right before the API call, and ends when the API's console stream brings the line. Runs alternate, so that what
-// else the machine does meets both.
+// kind of user with the same arguments. The command that lets the CPUs go waits in the monitor's socket before QEMU is
+// there. Its clock starts right before exec. Ours starts right before the API call, and ends when the API's console
+// stream brings the line. Runs alternate, so that what else the machine does meets both.
 package main

@@ -70,7 +70,7 @@ type hand struct {
 	conns     []net.Conn
 	serial    net.Conn
 	monitor   net.Conn
-	runs      chan time.Time // when QEMU's main loop answered on its monitor: right after it let the CPUs go
+	runs      chan time.Time // when QEMU has let its CPUs go
 	cmd       *os.Process
 	memory    string
 }
@@ -89,8 +89,7 @@ func (k *kit) prepare(dir, bridge string, n *hostnet.Net) (_ *hand, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody has to let the CPUs go.
-	h.args = slices.DeleteFunc(slices.Clone(plan.Args), func(a string) bool { return a == "-S" })
+	h.args = plan.Args
 	if h.bin, err = exec.LookPath("qemu-system-x86_64"); err != nil {
 		return nil, err
 	}
@@ -220,7 +219,7 @@ func (h *hand) start(ctx context.Context) (began, line time.Time, err error) {
 		Sys: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: handUser, Gid: handUser}},
 	}
 	h.runs = make(chan time.Time, 1)
-	go h.askMonitor()
+	go h.letGo()
 	began = time.Now()
 	if h.cmd, err = os.StartProcess(h.bin, append([]string{filepath.Base(h.bin)}, h.args...), attr); err != nil {
 		return began, line, err
@@ -249,13 +248,13 @@ func (h *hand) start(ctx context.Context) (began, line time.Time, err error) {
 	return began, line, nil
 }
 
-// askMonitor asks whether the machine runs. The greeting may come before there is a machine; the answer to a command
-// does not. It ends with the connection at the latest.
-func (h *hand) askMonitor() {
-	_, err := io.WriteString(h.monitor, `{"execute":"qmp_capabilities"}`+"\n"+`{"execute":"query-status"}`+"\n")
+// letGo asks QEMU to let its CPUs go, which it reads as soon as it can, and waits for the answer. It ends with the
+// connection at the latest.
+func (h *hand) letGo() {
+	_, err := io.WriteString(h.monitor, `{"execute":"qmp_capabilities"}`+"\n"+`{"execute":"cont","id":"go"}`+"\n")
 	in := bufio.NewScanner(h.monitor)
 	for err == nil && in.Scan() {
-		if strings.Contains(in.Text(), `"running": true`) {
+		if strings.Contains(in.Text(), `"id": "go"`) {
 			break
 		}
 	}
