@@ -216,6 +216,20 @@ func TestAdoptNeverTakesAnotherProcess(t *testing.T) {
 	}
 }
 
+// TestAdoptAfterPowerLoss finds a state file that never reached the disk.
+func TestAdoptAfterPowerLoss(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, stateFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Adopt(testContext(t), Options{Dir: dir}); !errors.Is(err, ErrNotRunning) {
+		t.Error(err)
+	}
+	if err := Clean(testContext(t), dir); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestConfinement looks at QEMU from outside.
 func TestConfinement(t *testing.T) {
 	r := newRig(t, guest.Q35)

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds everything in a test with a guest: software emulation on a busy machine is slow.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

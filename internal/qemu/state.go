@@ -49,6 +49,9 @@ func readState(dir string) (*state, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read machine state: %w", err)
 	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("read machine state %s: %w: the file is empty, as after a loss of power", path, ErrNotRunning)
+	}
 	s, err := parseState(b)
 	if err != nil {
 		return nil, fmt.Errorf("read machine state %s: %w", path, err)
@@ -73,20 +76,15 @@ func parseState(b []byte) (*state, error) {
 	return &s, nil
 }
 
-// write replaces the state file: after a crash there is the old one or the new one.
+// write replaces the state file: whoever reads it finds the old one or the new one. It is not synced to the disk: it speaks of a process, and
+// after a loss of power there is none. Two syncs were most of what Start took besides QEMU itself.
 func (s *state) write(dir string) error {
 	b, err := json.MarshalIndent(s, "", " ")
 	if err != nil {
 		return err
 	}
 	path := filepath.Join(dir, stateFile)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write machine state: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
+	if err = os.WriteFile(path+".new", append(b, '\n'), 0o600); err == nil {
 		err = os.Rename(path+".new", path)
 	}
 	if err != nil {
