@@ -109,6 +109,9 @@ func (s people) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v
 		title += ": " + req.Description
 	}
 	o := auth.TokenOptions{User: s.m.UserFor(p), Title: title, Source: source(ctx), Lifetime: req.Lifetime.AsDuration()}
+	if o.User == "" {
+		return nil, &resource.Error{Code: resource.Denied, Kind: resource.KindToken, Name: req.Name, Reason: "NOT_A_USER", Message: p.Name + " of this machine is no user, so no token can act for them", Remedy: "log in as a user: drover login"}
+	}
 	for _, sc := range req.Scopes {
 		o.Scopes = append(o.Scopes, auth.Scope(sc))
 	}

@@ -217,7 +217,7 @@ func (f *agentFeed) vm(e store.Event[*v1.VM]) error {
 		return nil
 	}
 	// A host's own report comes back as a change of status; it is no news for it. A deletion counts as a generation.
-	if kind == v1.ChangeKind_CHANGE_KIND_MODIFIED && e.Old.ProtoReflect().IsValid() && e.Old.Meta.Generation == vm.Meta.Generation && e.Old.GetStatus().GetEpoch() == vm.Status.Epoch {
+	if kind == v1.ChangeKind_CHANGE_KIND_MODIFIED && e.Old.ProtoReflect().IsValid() && e.Old.Meta.Uid == vm.Meta.Uid && e.Old.Meta.Generation == vm.Meta.Generation && e.Old.GetStatus().GetEpoch() == vm.Status.Epoch {
 		return nil
 	}
 	if here {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -40,15 +41,38 @@ func (m *Manager) Report(ctx context.Context, host *v1.Host, req *v1.ReportReque
 			return nil, err
 		}
 	}
-	for _, e := range req.Events {
-		e.Host, e.Id = name, 0
-		if !e.Time.IsValid() || e.Time.AsTime().After(m.cfg.Clock.Now()) {
-			e.Time = stamp(m.cfg.Clock.Now())
-		}
-		m.record(e)
+	for _, e := range req.Events[:min(len(req.Events), mostEvents)] {
+		m.record(m.hostEvent(name, e))
 	}
 	m.sample(name, req.Samples)
 	return res, nil
+}
+
+// Bounds of what one report adds to the events.
+const (
+	mostEvents   = 1000
+	longestEvent = 4 << 10 // bytes of its message
+)
+
+// hostEvent is an event as a host may tell it: of itself, of the VMs that it holds, and of those that are gone. What it says of others is
+// told as its own word.
+func (m *Manager) hostEvent(host string, e *v1.Event) *v1.Event {
+	e.Host, e.Id = host, 0
+	if !e.Time.IsValid() || e.Time.AsTime().After(m.cfg.Clock.Now()) {
+		e.Time = stamp(m.cfg.Clock.Now())
+	}
+	short := func(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
+	e.Kind, e.Name, e.Reason, e.Message = short(e.Kind, 64), short(e.Name, 130), short(e.Reason, 64), short(e.Message, longestEvent)
+	own := e.Kind == resource.KindHost && e.Name == host
+	if e.Kind == resource.KindVM {
+		vm, there := m.VMs.cache.Get(e.Name)
+		own = !there || vm.GetStatus().GetOwner() == host
+	}
+	if !own {
+		e.Message = e.Kind + " " + e.Name + ": " + e.Message
+		e.Kind, e.Name = resource.KindHost, host
+	}
+	return e
 }
 
 func (m *Manager) reportHost(ctx context.Context, name string, st *v1.HostStatus) error {
@@ -151,7 +175,11 @@ func (m *Manager) reportVM(ctx context.Context, host string, r *v1.VMReport) err
 		// A guest that shut itself down stays off, unless someone has asked for something else since.
 		if r.GuestOff && vm.Meta.Generation == r.Status.GetObservedGeneration() && vm.Spec.Power != v1.Power_POWER_OFF {
 			vm.Spec.Power, vm.Spec.StopGrace = v1.Power_POWER_OFF, nil
-			vm.Meta.Generation++
+			// A task that has the VM may have told the host of the next generation, with another spec: this must not become
+			// that one. The host keeps the guest off without being told so.
+			if vm.Status.Busy == "" {
+				vm.Meta.Generation++
+			}
 		}
 		if proto.Equal(before, vm) {
 			return errSame

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	v1 "drover/api/drover/v1"
@@ -75,12 +76,16 @@ func (m *Manager) OperatingSystems() *v1.OperatingSystemList {
 	return list
 }
 
-// UserFor is the user whom a caller's tokens act for: the caller, or the administrator for root on this machine.
+// UserFor is the user whom a caller's tokens act for: the caller, or the administrator for an administrator of this machine. Somebody
+// of this machine who may only look is no user: there is nobody whom a token could act for.
 func (m *Manager) UserFor(p auth.Principal) string {
-	if p.Kind == auth.KindLocal {
+	switch {
+	case p.Kind != auth.KindLocal:
+		return p.Name
+	case slices.Contains(p.Roles, auth.Grant{Role: auth.RoleAdmin}):
 		return "admin"
 	}
-	return p.Name
+	return ""
 }
 
 // TokensFor lists a caller's sessions and tokens, or with all everybody's.

@@ -1,0 +1,101 @@
+package httpapi
+
+import (
+	"strings"
+	"testing"
+
+	v1 "drover/api/drover/v1"
+	"drover/internal/auth"
+	"drover/internal/resource"
+)
+
+// What a host tells of another's VM is told as its own word, and not without bounds.
+func TestHostsSpeakForThemselves(t *testing.T) {
+	r := start(t)
+	h1, h2 := r.join(t, "h1"), r.join(t, "h2")
+	r.vm(t, "a", func(x *v1.VM) { x.Spec.Placement = &v1.PlacementSpec{Host: "h1"} })
+	r.await(t, "a", "off", isPhase(v1.VMPhase_VM_PHASE_OFF))
+	said := func(kind, name, message string) *v1.Event {
+		return &v1.Event{Kind: kind, Name: name, Reason: "TEST", Message: message, Host: "h9", Id: 1}
+	}
+	for h, events := range map[*testHost][]*v1.Event{
+		h1: {said("vm", "a", "the holder's"), said("vm", "gone", "of one that is gone"), said("host", "h1", "its own")},
+		h2: {said("vm", "a", "a stranger's"), said("host", "h1", "of another host"), said("user", "admin", "of a user"), said("host", "h2", strings.Repeat("é", 1<<20))},
+	} {
+		if _, err := h.api.Report(t.Context(), &v1.ReportRequest{Events: events}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := map[string]string{ // message to teller, kind and name
+		"the holder's": "h1 vm a", "of one that is gone": "h1 vm gone", "its own": "h1 host h1",
+		"vm a: a stranger's": "h2 host h2", "host h1: of another host": "h2 host h2", "user admin: of a user": "h2 host h2",
+		strings.Repeat("é", 2<<10): "h2 host h2",
+	}
+	st, err := r.events().Watch(t.Context(), &v1.WatchEventsRequest{Backlog: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	for len(want) > 0 && st.Receive() {
+		e := st.Msg()
+		if e.Reason != "TEST" {
+			continue
+		}
+		if got := e.Host + " " + e.Kind + " " + e.Name; want[e.Message] != got {
+			t.Errorf("%.60q was told of %s, want %q", e.Message, got, want[e.Message])
+		}
+		delete(want, e.Message)
+	}
+	if len(want) > 0 {
+		t.Errorf("never told: %v; %v", want, st.Err())
+	}
+}
+
+// A guest that switches itself off while a task has its VM stays off, but its spec of before the task does not become the
+// generation that the task may have told the host: a revert's host would take the old disks for the new wish.
+func TestGuestOffWhileATaskHasTheVM(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "h1")
+	r.vm(t, "a", func(x *v1.VM) { x.Spec.Power = v1.Power_POWER_ON })
+	r.await(t, "a", "running", isPhase(v1.VMPhase_VM_PHASE_RUNNING))
+	h.set(func() { h.hold = make(chan struct{}) })
+	s := r.snapshot(t, "a/s1")
+	vm := r.await(t, "a", "busy", func(vm *v1.VM) bool { return vm.GetStatus().GetBusy() != "" })
+	rep := h.reportOf(vm)
+	rep.GuestOff, rep.Status.Phase = true, v1.VMPhase_VM_PHASE_OFF
+	if _, err := h.api.Report(t.Context(), &v1.ReportRequest{Vms: []*v1.VMReport{rep}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.vms().Get(t.Context(), &v1.GetRequest{Name: "a"})
+	if err != nil || got.Spec.Power != v1.Power_POWER_OFF || got.Meta.Generation != vm.Meta.Generation {
+		t.Errorf("power %v, generation %d (was %d), %v", got.GetSpec().GetPower(), got.GetMeta().GetGeneration(), vm.Meta.Generation, err)
+	}
+	h.set(func() { close(h.hold); h.hold = nil })
+	r.awaitTask(t, s.Status.Task)
+	r.await(t, "a", "free", func(vm *v1.VM) bool { return vm.GetStatus().GetBusy() == "" })
+	if got, err = r.vms().Start(t.Context(), &v1.StartVMRequest{Name: "a"}); err != nil || got.Meta.Generation != vm.Meta.Generation+1 {
+		t.Errorf("started again: %v, %v", got.GetMeta(), err)
+	}
+}
+
+// Who may only look at this machine's socket makes no token and ends none: they are no user, and not the administrator.
+func TestLookersOfThisMachineGetNoTokens(t *testing.T) {
+	r := start(t)
+	p := people{r.m}
+	looks := auth.WithPrincipal(t.Context(), auth.Principal{Kind: auth.KindLocal, Name: "eve", Scopes: []auth.Scope{auth.ScopeAdmin}, Roles: []auth.Grant{{Role: auth.RoleViewer}}})
+	root := auth.WithPrincipal(t.Context(), auth.Principal{Kind: auth.KindLocal, Name: "root", Scopes: []auth.Scope{auth.ScopeAdmin}, Roles: []auth.Grant{{Role: auth.RoleAdmin}}})
+	req := &v1.CreateTokenRequest{Name: "t", Scopes: []string{"admin"}}
+	if res, err := p.CreateToken(looks, req); resource.CodeOf(err) != resource.Denied {
+		t.Errorf("got %v, %v", res.GetToken(), err)
+	}
+	res, err := p.CreateToken(root, req)
+	if err != nil || res.Token.Spec.User != "admin" {
+		t.Fatalf("root got %v, %v", res.GetToken(), err)
+	}
+	if l, err := p.ListTokens(looks, &v1.ListRequest{}); err != nil || len(l.Tokens) != 0 {
+		t.Errorf("sees %v, %v", l.GetTokens(), err)
+	}
+	if _, err := p.DeleteToken(looks, &v1.DeleteRequest{Name: res.Token.Meta.Name}); resource.CodeOf(err) != resource.Denied {
+		t.Errorf("ended the administrator's token: %v", err)
+	}
+}
