@@ -41,7 +41,7 @@ func Error(ctx context.Context, log *slog.Logger, err error) *connect.Error {
 		if d, derr := connect.NewErrorDetail(detail); derr == nil {
 			ce.AddDetail(d)
 		}
-		if re.Code == resource.Internal {
+		if re.Code == resource.Internal && !errors.Is(err, context.Canceled) {
 			log.ErrorContext(ctx, "api: internal fault", "err", err, "cause", re.Err)
 		}
 		return ce
@@ -69,6 +69,9 @@ func FromError(err error) error {
 	var ce *connect.Error
 	if !errors.As(err, &ce) {
 		return err
+	}
+	if ce.Code() == connect.CodeCanceled {
+		return fmt.Errorf("%w: %s", context.Canceled, ce.Message())
 	}
 	e := &resource.Error{Message: ce.Message(), Err: err}
 	for rc, cc := range codes {
