@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -91,19 +90,17 @@ func Open(dir string, opt Options) (*Store, error) {
 	if opt.step == nil {
 		opt.step = func(string) {}
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "images"), filepath.Join(dir, "tmp"), filepath.Join(dir, "vms")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("open datastore %s: %w", dir, err)
-		}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open datastore %s: %w", dir, err)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open datastore: %w", err)
 	}
-	lock, err := root.OpenFile(".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := claim(root)
 	if err != nil {
 		root.Close()
-		return nil, fmt.Errorf("open datastore: %w", err)
+		return nil, fmt.Errorf("open datastore %s: %w", dir, err)
 	}
 	s := &Store{root: root, lock: lock, opt: opt, cross: newGate(),
 		vms: map[string]*manifest{}, broken: map[string]error{}, gates: map[string]*gate{}}
@@ -116,6 +113,38 @@ func Open(dir string, opt Options) (*Store, error) {
 		return nil, fmt.Errorf("open datastore %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// claim makes a directory a datastore, or finds that it is one, and returns its lock file. A directory of somebody else's
+// that has one of a datastore's names in it is refused: what is in tmp and vms would be swept. The lock file is made first,
+// and vms next, so that a claim that was cut off can be told from a foreign directory.
+func claim(root *os.Root) (lock *os.File, err error) {
+	there := func(name string) bool {
+		_, err := root.Lstat(name)
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	parts := []string{"vms", "images", "tmp"}
+	if !there(".lock") || !there("vms") {
+		if i := slices.IndexFunc(parts, there); i >= 0 {
+			return nil, fmt.Errorf("%w: it has %q in it and is no datastore; use an empty directory", ErrInvalid, parts[i])
+		}
+	}
+	if lock, err = root.OpenFile(".lock", os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	for _, d := range parts {
+		if err := root.Mkdir(d, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, errors.Join(err, lock.Close())
+		}
+	}
+	self, err := root.Open(".")
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if err := errors.Join(self.Sync(), self.Close()); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 // Close releases the datastore. No operation may be under way.

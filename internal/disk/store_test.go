@@ -314,3 +314,34 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// A directory that is somebody else's is not made a datastore: what is in its tmp and vms would be swept.
+func TestForeignDirectoriesAreRefused(t *testing.T) {
+	for _, name := range []string{"tmp", "vms", "images"} {
+		dir := t.TempDir()
+		kept := filepath.Join(dir, name, "0c0ffee0", "kept")
+		must(t, os.MkdirAll(kept, 0o755))
+		if s, err := Open(dir, Options{}); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), name) {
+			t.Errorf("a directory with %s: %v, %v", name, s, err)
+		}
+		if _, err := os.Stat(kept); err != nil {
+			t.Error(err)
+		}
+	}
+	// One whose making was cut off anywhere is made whole.
+	dir := t.TempDir()
+	for _, name := range []string{"", "vms", "images", "tmp"} {
+		must(t, os.WriteFile(filepath.Join(dir, ".lock"), nil, 0o600))
+		if name != "" {
+			must(t, os.MkdirAll(filepath.Join(dir, name), 0o700))
+		}
+		s, err := Open(dir, Options{})
+		must(t, err)
+		must(t, s.Close())
+		if name == "" || name == "vms" {
+			for _, later := range []string{"vms", "images", "tmp"}[min(len(name), 1):] {
+				must(t, os.Remove(filepath.Join(dir, later)))
+			}
+		}
+	}
+}

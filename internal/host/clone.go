@@ -29,6 +29,9 @@ func (m *machine) clone(ctx context.Context, vm *v1.VM, c *v1.CloneSource) error
 	m.doingNow("cloning VM " + c.GetVm())
 	// The source's actor holds still: its disks can't change, nor can it be started meanwhile.
 	return src.ask(ctx, func(context.Context) error {
+		if err := src.settledRevert(); err != nil {
+			return &waitError{err}
+		}
 		if snap == "" && src.process() != nil {
 			return fmt.Errorf("clone of VM %s: it runs; stop it, or clone a snapshot of it", c.GetVm())
 		}

@@ -463,3 +463,33 @@ func TestRecordThatCannotBeWritten(t *testing.T) {
 		t.Errorf("on disk: %+v, %v", l, err)
 	}
 }
+
+// No datastore is opened inside the agent's own directories or inside another datastore, by whatever name.
+func TestDatastoresStandApart(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	inside := filepath.Join(state, "vms", "x")
+	if err := os.MkdirAll(inside, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	link, free := filepath.Join(dir, "link"), filepath.Join(dir, "free")
+	if err := errors.Join(os.Symlink(state, link), os.Mkdir(free, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := openStores(&agent{cfg: Config{StateDir: state, RunDir: filepath.Join(dir, "run")}, log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	for _, p := range []string{state, inside, link, filepath.Join(link, "vms"), filepath.Join(state, ownStore, "vms"), filepath.Join(free, "..", "state")} {
+		if _, err := s.at(p); err == nil || !strings.Contains(err.Error(), "is inside") {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	if _, err := s.at(free); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(inside); err != nil {
+		t.Error(err)
+	}
+}

@@ -46,6 +46,9 @@ func (s *stores) at(path string) (*disk.Store, error) {
 		return st, nil
 	}
 	if path != s.ownPath() {
+		if err := s.apart(path); err != nil {
+			return nil, err
+		}
 		// A directory that isn't there is most likely not mounted: making it would fill the wrong file system.
 		if info, err := os.Stat(path); err != nil || !info.IsDir() {
 			return nil, fmt.Errorf("datastore directory %s is not there: mount or make it", path)
@@ -57,6 +60,27 @@ func (s *stores) at(path string) (*disk.Store, error) {
 	}
 	s.open[path] = st
 	return st, nil
+}
+
+// apart refuses a directory inside the agent's own, or inside another datastore: each would sweep what is the other's.
+func (s *stores) apart(path string) error {
+	real := func(p string) string {
+		if r, err := filepath.EvalSymlinks(p); err == nil {
+			return r
+		}
+		return filepath.Clean(p)
+	}
+	path = real(path)
+	others := append(slices.Collect(maps.Keys(s.open)), s.a.cfg.StateDir, s.a.cfg.RunDir, s.a.cfg.ShmDir)
+	for _, o := range others {
+		if o == "" {
+			continue
+		}
+		if rel, err := filepath.Rel(real(o), path); err == nil && filepath.IsLocal(rel) {
+			return fmt.Errorf("datastore directory %s is inside %s, which is in use already: use a directory of its own", path, o)
+		}
+	}
+	return nil
 }
 
 // opened are the datastores that are in use.
