@@ -7,8 +7,8 @@ import (
 	"os"
 	"time"
 
-	"drover/internal/clock"
 	"drover/internal/cli/client"
+	"drover/internal/clock"
 	"drover/internal/manager"
 	"drover/internal/pki"
 
@@ -173,7 +173,9 @@ type call func(ctx context.Context, c *client.Client, args []string) error
 
 // run makes a command's RunE from a call.
 func (a *App) run(f call) func(*cobra.Command, []string) error {
-	return a.runCmd(func(ctx context.Context, c *client.Client, _ *cobra.Command, args []string) error { return f(ctx, c, args) })
+	return a.runCmd(func(ctx context.Context, c *client.Client, _ *cobra.Command, args []string) error {
+		return f(ctx, c, args)
+	})
 }
 
 // runCmd is run for what asks which flags were given.

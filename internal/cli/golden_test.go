@@ -70,8 +70,8 @@ func sampleVMs() []object {
 			Meta: &v1.Meta{Name: "web", CreateTime: ago(26 * time.Hour), Labels: map[string]string{"tier": "front", "env": "prod"}},
 			Spec: &v1.VMSpec{
 				Description: "the shop", Power: v1.Power_POWER_ON, Cpus: 2, MemoryBytes: 1 << 30, Os: "linux",
-				Disks: []*v1.DiskSpec{{Name: "root", SizeBytes: 10 << 30, Image: "debian", Datastore: "fast", Bus: v1.DiskBus_DISK_BUS_VIRTIO_BLK, BootOrder: 1}, {Name: "data", SizeBytes: 512 << 20}},
-				Nics:  []*v1.NICSpec{{Name: "nic0", Network: "lan", Mac: "52:54:00:00:00:01", Adapter: v1.NICAdapter_NIC_ADAPTER_VIRTIO}},
+				Disks:     []*v1.DiskSpec{{Name: "root", SizeBytes: 10 << 30, Image: "debian", Datastore: "fast", Bus: v1.DiskBus_DISK_BUS_VIRTIO_BLK, BootOrder: 1}, {Name: "data", SizeBytes: 512 << 20}},
+				Nics:      []*v1.NICSpec{{Name: "nic0", Network: "lan", Mac: "52:54:00:00:00:01", Adapter: v1.NICAdapter_NIC_ADAPTER_VIRTIO}},
 				CloudInit: &v1.CloudInit{Enabled: true, UserData: "#cloud-config\npackages:\n  - nginx\n"}, StopTimeout: durationpb.New(90 * time.Second),
 			},
 			Status: &v1.VMStatus{

@@ -47,7 +47,9 @@ func siteKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.Site.Update(ctx, &v1.UpdateSiteRequest{Site: o.(*v1.Site), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.Site.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.Site.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.Site.Watch(ctx, r)
 			return changes(s, err, (*v1.SiteChange).GetSite, f)
@@ -84,7 +86,9 @@ func hostKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.Host.Update(ctx, &v1.UpdateHostRequest{Host: o.(*v1.Host), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.Host.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.Host.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.Host.Watch(ctx, r)
 			return changes(s, err, (*v1.HostChange).GetHost, f)
@@ -151,7 +155,9 @@ func networkKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.Network.Update(ctx, &v1.UpdateNetworkRequest{Network: o.(*v1.Network), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.Network.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.Network.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.Network.Watch(ctx, r)
 			return changes(s, err, (*v1.NetworkChange).GetNetwork, f)

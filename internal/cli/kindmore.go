@@ -30,7 +30,9 @@ func imageKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.Image.Update(ctx, &v1.UpdateImageRequest{Image: o.(*v1.Image), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.Image.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.Image.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.Image.Watch(ctx, r)
 			return changes(s, err, (*v1.ImageChange).GetImage, f)

@@ -31,7 +31,9 @@ func vmKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.VM.Update(ctx, &v1.UpdateVMRequest{Vm: o.(*v1.VM), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.VM.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.VM.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.VM.Watch(ctx, r)
 			return changes(s, err, (*v1.VMChange).GetVm, f)
@@ -139,14 +141,18 @@ func diskKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.Disk.Update(ctx, &v1.UpdateDiskRequest{Disk: o.(*v1.Disk), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.Disk.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.Disk.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.Disk.Watch(ctx, r)
 			return changes(s, err, (*v1.DiskChange).GetDisk, f)
 		},
 		columns: []column{
 			nameColumn("DISK"),
-			num("SIZE", func(d *v1.Disk) string { return unit.Size(max(d.GetSpec().GetSizeBytes(), d.GetStatus().GetSizeBytes())) }),
+			num("SIZE", func(d *v1.Disk) string {
+				return unit.Size(max(d.GetSpec().GetSizeBytes(), d.GetStatus().GetSizeBytes()))
+			}),
 			num("ON DISK", func(d *v1.Disk) string { return unit.Size(d.GetStatus().GetAllocatedBytes()) }),
 			col("DATASTORE", func(d *v1.Disk) string { return d.GetSpec().GetDatastore() }),
 			col("FORMAT", func(d *v1.Disk) string { return unit.Word(d.GetSpec().GetFormat()) }),
@@ -175,7 +181,9 @@ func nicKind() *kind {
 		update: func(ctx context.Context, c *client.Client, o object, m *fieldmaskpb.FieldMask, dry bool) (object, error) {
 			return one(c.NIC.Update(ctx, &v1.UpdateNICRequest{Nic: o.(*v1.NIC), Mask: m, ValidateOnly: dry}))
 		},
-		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) { return one(c.NIC.Delete(ctx, r)) },
+		delete: func(ctx context.Context, c *client.Client, r *v1.DeleteRequest) (object, error) {
+			return one(c.NIC.Delete(ctx, r))
+		},
 		watch: func(ctx context.Context, c *client.Client, r *v1.WatchRequest, f func(change) error) error {
 			s, err := c.NIC.Watch(ctx, r)
 			return changes(s, err, (*v1.NICChange).GetNic, f)

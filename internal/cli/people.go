@@ -225,4 +225,3 @@ func (a *App) whoamiCommand() *cobra.Command {
 	a.outputFlag(cmd)
 	return cmd
 }
-

@@ -173,7 +173,9 @@ func TestClip(t *testing.T) {
 }
 
 func TestRate(t *testing.T) {
-	pt := func(s int64, v float64) *v1.Point { return &v1.Point{Time: &timestamppb.Timestamp{Seconds: s}, Mean: v} }
+	pt := func(s int64, v float64) *v1.Point {
+		return &v1.Point{Time: &timestamppb.Timestamp{Seconds: s}, Mean: v}
+	}
 	if r, err := rate([]*v1.Point{pt(0, 10)}, []*v1.Point{pt(5, 20), pt(10, 60)}); err != nil || r != 5 {
 		t.Errorf("%v, %v", r, err)
 	}

@@ -21,11 +21,17 @@ func (a *App) vmCommand() *cobra.Command {
 		a.vmCreateCommand(), a.listCommand(vmKind(), "vm"), a.showCommand(vmKind()),
 		a.vmStartCommand(), a.vmStopCommand(),
 		a.vmActionCommand("reset", "Press the reset button; the guest isn't asked", "reset",
-			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) { return c.VM.Reset(ctx, r) }),
+			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) {
+				return c.VM.Reset(ctx, r)
+			}),
 		a.vmActionCommand("pause", "Stop a VM's processors, its memory stays", "paused",
-			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) { return c.VM.Pause(ctx, r) }, v1.VMPhase_VM_PHASE_PAUSED),
+			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) {
+				return c.VM.Pause(ctx, r)
+			}, v1.VMPhase_VM_PHASE_PAUSED),
 		a.vmActionCommand("resume", "Let a paused VM go on", "resumed",
-			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) { return c.VM.Resume(ctx, r) }, v1.VMPhase_VM_PHASE_RUNNING),
+			func(ctx context.Context, c *client.Client, r *v1.VMActionRequest) (*v1.VM, error) {
+				return c.VM.Resume(ctx, r)
+			}, v1.VMPhase_VM_PHASE_RUNNING),
 		a.vmConsoleCommand(), a.vmLogCommand(), a.vmVNCCommand(), a.vmExecCommand(), a.vmScreenshotCommand(),
 		a.vmCloneCommand(), a.vmTemplateCommand(), a.vmSetCommand(), a.vmWaitCommand(),
 		a.rmCommand(vmKind(), "Delete VMs and their disks", "also a VM that runs, or whose host is gone for good"),

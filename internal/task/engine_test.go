@@ -358,8 +358,7 @@ func TestPanic(t *testing.T) {
 func TestStoreAway(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		tries := 0
-		var e *Engine
-		e = w.engine(Handler{Do: func(ctx context.Context, r *Run) error {
+		e := w.engine(Handler{Do: func(ctx context.Context, r *Run) error {
 			if err := r.Step(ctx, "one", func(context.Context) error { w.store.set(true); return nil }); err != nil {
 				return err
 			}
