@@ -119,20 +119,6 @@ func (c *console) Write(p []byte) (int, error) {
 	return conn.Write(p)
 }
 
-// note puts a line of the agent's own into the ring.
-func (c *console) note(text string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return
-	}
-	if err := c.ring.write([]byte(text)); err != nil {
-		c.log.Warn("console ring not written", "err", err)
-	}
-	close(c.more)
-	c.more = make(chan struct{})
-}
-
 // view sends backlog bytes of what was printed (-1: all that is kept), and with follow all that comes, until ctx ends,
 // send fails, or the console closes.
 func (c *console) view(ctx context.Context, backlog int64, follow bool, send func([]byte) error) error {

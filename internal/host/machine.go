@@ -65,7 +65,6 @@ type machine struct {
 
 // heard is what QEMU's events said of the present process.
 type heard struct {
-	shutdown bool // the guest switched off
 	panicked bool
 	exited   bool
 	ioError  string
@@ -125,8 +124,8 @@ func (m *machine) want(vm *v1.VM, held bool) {
 		}
 		vm = old
 	}
-	if held && vm.GetMeta().GetGeneration() < m.least {
-		m.mu.Unlock()
+	if held && vm.GetMeta().GetGeneration() < m.least && vm.GetMeta().GetDeleteTime() == nil {
+		m.mu.Unlock() // a deletion counts whenever it was wished
 		return
 	}
 	lost := m.idle || m.held && !held || vm.GetMeta().GetDeleteTime() != nil || vm.GetStatus().GetEpoch() != m.vm.GetStatus().GetEpoch()

@@ -46,7 +46,6 @@ type fakeManager struct {
 	objects []*v1.AgentChange
 	files   map[string]string // image SHA-256 to path
 	changed chan struct{}     // closed and made anew at each change
-	reports []*v1.ReportRequest
 	status  map[string]*v1.VMReport
 	hostSt  *v1.HostStatus
 	events  []*v1.Event

@@ -27,7 +27,6 @@ type reporter struct {
 	mu      sync.Mutex
 	full    bool
 	dirty   map[string]bool // uids
-	stores  bool
 	samples []*v1.Sample
 }
 
@@ -46,13 +45,6 @@ func (r *reporter) poke() {
 func (r *reporter) changed(uid string) {
 	r.mu.Lock()
 	r.dirty[uid] = true
-	r.mu.Unlock()
-	r.poke()
-}
-
-func (r *reporter) storesChanged() {
-	r.mu.Lock()
-	r.stores = true
 	r.mu.Unlock()
 	r.poke()
 }
@@ -147,9 +139,9 @@ func (a *agent) send(ctx context.Context, b batch) (*v1.ReportResponse, error) {
 func (a *agent) batch(beat bool) batch {
 	r := a.reporter
 	r.mu.Lock()
-	full, stores := r.full, r.stores
+	full := r.full
 	dirty := slices.Collect(maps.Keys(r.dirty))
-	r.full, r.stores, r.dirty = false, false, map[string]bool{}
+	r.full, r.dirty = false, map[string]bool{}
 	b := batch{samples: min(len(r.samples), sampleBatch)}
 	samples := slices.Clone(r.samples[:b.samples])
 	r.mu.Unlock()
@@ -159,7 +151,7 @@ func (a *agent) batch(beat bool) batch {
 	if full || beat {
 		b.req.Host = a.hostStatus()
 	}
-	if full || stores || beat {
+	if full || beat {
 		b.req.Datastores = a.stores.report()
 	}
 	if full {
