@@ -381,15 +381,19 @@ func (f *Fleet) AwaitTask(ctx context.Context, name string) error {
 }
 
 // AwaitHost waits until the manager says that a host is in a phase. READY counts from the host's next word on: what the
-// manager knew before is nothing new.
+// manager knew before is nothing new. A heartbeat is no change that a watch would tell.
 func (f *Fleet) AwaitHost(ctx context.Context, name string, phase v1.HostPhase) error {
 	since := f.now()
-	err := follow(ctx, f.API.Host.Watch, &v1.WatchRequest{Filter: fmt.Sprintf("meta.name = %q", name)}, func(c *v1.HostChange) bool {
-		st := c.GetHost().GetStatus()
-		if phase == v1.HostPhase_HOST_PHASE_READY && st.GetLastHeartbeat().AsTime().Before(since) {
-			return false
+	err := retry(ctx, func() error {
+		h, err := f.API.Host.Get(ctx, &v1.GetRequest{Name: name})
+		if err != nil {
+			return err
 		}
-		return st.GetPhase() == phase
+		st := h.GetStatus()
+		if st.GetPhase() != phase || phase == v1.HostPhase_HOST_PHASE_READY && st.GetLastHeartbeat().AsTime().Before(since) {
+			return fmt.Errorf("it is %s, last heard of at %s", st.GetPhase(), st.GetLastHeartbeat().AsTime())
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("host %s is not %s: %w (log: %s)", name, phase, err, tail(f.LogPath(name)))

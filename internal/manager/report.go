@@ -247,7 +247,13 @@ func mergeStatus(vm *v1.VM, st *v1.VMStatus) {
 	if st.PhaseTime == nil {
 		st.PhaseTime = was.PhaseTime
 	}
-	st.ObservedGeneration = min(st.ObservedGeneration, vm.Meta.Generation)
+	// A revert tells the host of the next generation before it is stored here. What the host says of it then is not said
+	// again, so it must not get lost.
+	limit := vm.Meta.Generation
+	if was.GetBusy() != "" {
+		limit++
+	}
+	st.ObservedGeneration = min(st.ObservedGeneration, limit)
 	if vm.Meta.DeleteTime != nil {
 		st.Phase = v1.VMPhase_VM_PHASE_DELETING
 	}
