@@ -56,6 +56,7 @@ func (m *machine) clone(ctx context.Context, vm *v1.VM, c *v1.CloneSource) error
 				m.local.Made[name] = madeDisk{Datastore: m.a.stores.nameOf(path), Path: path, Image: from.Image}
 			}
 		}
+		m.local.Cloned = true
 		return m.save()
 	})
 }

@@ -46,6 +46,7 @@ type machine struct {
 	// The rest is the actor's own.
 	local     *local
 	retry     time.Time
+	removing  bool // the actor has seen that the VM is to be deleted
 	tries     backoff
 	failures  int
 	stage     stopStage

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	v1 "drover/api/drover/v1"
@@ -490,6 +491,24 @@ func TestDatastoresStandApart(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(inside); err != nil {
+		t.Error(err)
+	}
+}
+
+// After a revert older specs are from before it; but a VM that is to be deleted is, and a clone is cloned once.
+func TestOlderWordsAfterARevert(t *testing.T) {
+	now := &v1.VM{Meta: &v1.Meta{Name: "x", Generation: 9}, Spec: &v1.VMSpec{Cpus: 2}}
+	m := &machine{vm: now, held: true, least: 9, wake: make(chan struct{}, 1), local: &local{Cloned: true}, dir: t.TempDir()}
+	m.want(&v1.VM{Meta: &v1.Meta{Name: "x", Generation: 8}, Spec: &v1.VMSpec{Cpus: 1}}, true)
+	if m.vm != now || m.unsaved {
+		t.Errorf("took %v", m.vm)
+	}
+	m.want(&v1.VM{Meta: &v1.Meta{Name: "x", Generation: 8, DeleteTime: timestamppb.Now()}}, true)
+	if m.vm.GetMeta().GetDeleteTime() == nil {
+		t.Error("a deletion was not heard")
+	}
+	// Its agent is nil: that a clone was tried would be a panic.
+	if err := m.provision(t.Context(), &v1.VM{Spec: &v1.VMSpec{CloneFrom: &v1.CloneSource{Vm: "y"}}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -81,7 +81,7 @@ func (m *machine) active(made madeDisk, name string) (disk.Layer, error) {
 // provision makes what disksReady misses, and removes disks that the spec has no more. The VM is off.
 func (m *machine) provision(ctx context.Context, vm *v1.VM) error {
 	s := vm.GetSpec()
-	if c := s.GetCloneFrom(); c != nil && len(m.local.Made) == 0 {
+	if c := s.GetCloneFrom(); c != nil && len(m.local.Made) == 0 && !m.local.Cloned {
 		if err := m.clone(ctx, vm, c); err != nil {
 			return err
 		}

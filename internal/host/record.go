@@ -33,6 +33,8 @@ type local struct {
 	Boot string `json:"boot,omitempty"`
 	// Made says that the disks were made once. After that a missing disk is an error, never made anew blank.
 	Made map[string]madeDisk `json:"made,omitempty"`
+	// Cloned says that the disks were cloned once. A clone that has lost all its disks doesn't become one again.
+	Cloned bool `json:"cloned,omitempty"`
 	// Run is the QEMU process that may be there.
 	Run *runRecord `json:"run,omitempty"`
 	// Halt is why a VM that should run doesn't, until its spec changes.
