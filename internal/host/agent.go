@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer lock.Close()
 	a := &agent{
 		cfg: cfg, log: cfg.Log, clk: cfg.Clock, reporter: newReporter(), events: &events{clk: cfg.Clock},
-		anew: make(chan struct{}, 1), pruning: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(),
+		anew: make(chan struct{}, 1), pruning: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(cfg.ShmDir),
 	}
 	if a.boot = cfg.BootID; a.boot == "" {
 		a.boot, err = bootID()

@@ -26,12 +26,13 @@ type facts struct {
 	boot   time.Time
 }
 
-func readFacts() facts {
+func readFacts(shm string) facts {
 	f := facts{cpus: int32(runtime.NumCPU())}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		f.model = field(b, "model name")
 	}
 	f.memory, _ = memory()
+	f.memory = min(f.memory, fileSystemSize(shm, f.memory))
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		f.kernel = unix.ByteSliceToString(u.Release[:])
@@ -65,6 +66,16 @@ func field(b []byte, key string) string {
 		}
 	}
 	return ""
+}
+
+// fileSystemSize is the size of the file system that a directory is on, in bytes; otherwise where that is not to be had. Guests' memory is
+// there: a guest that touches more than it holds is killed (SIGBUS), so no more is offered. Debian makes /dev/shm half of the RAM.
+func fileSystemSize(dir string, otherwise int64) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil || st.Blocks == 0 {
+		return otherwise
+	}
+	return int64(st.Blocks) * st.Bsize
 }
 
 // memory is total and available bytes.

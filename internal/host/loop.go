@@ -127,7 +127,13 @@ func (m *machine) take() (*v1.VM, wish, bool) {
 			m.mu.Unlock()
 		}
 	}
-	return vm, wishOf(vm, held), true
+	w := wishOf(vm, held)
+	if w.remove && !m.removing {
+		// What was to be tried again later was for another end.
+		m.removing, m.retry = true, time.Time{}
+		m.tries.reset()
+	}
+	return vm, w, true
 }
 
 // save writes what the host knows.
