@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -97,5 +98,49 @@ func TestLookersOfThisMachineGetNoTokens(t *testing.T) {
 	}
 	if _, err := p.DeleteToken(looks, &v1.DeleteRequest{Name: res.Token.Meta.Name}); resource.CodeOf(err) != resource.Denied {
 		t.Errorf("ended the administrator's token: %v", err)
+	}
+}
+
+// Who may only look at VMs is not told their user data, by no call and no question.
+func TestUserDataIsForThoseWhoMayChangeVMs(t *testing.T) {
+	r := start(t)
+	r.join(t, "h1")
+	const secret = "#cloud-config\npassword: hunter2\n"
+	r.vm(t, "a", func(x *v1.VM) { x.Spec.CloudInit = &v1.CloudInit{Enabled: true, UserData: secret} })
+	s := vms{r.m}
+	as := func(role auth.Role, scope auth.Scope) context.Context {
+		return auth.WithPrincipal(t.Context(), auth.Principal{Kind: auth.KindToken, Name: "eve", Scopes: []auth.Scope{scope}, Roles: []auth.Grant{{Role: role}}})
+	}
+	for what, c := range map[string]struct {
+		ctx  context.Context
+		told bool
+	}{
+		"an operator": {as(auth.RoleOperator, auth.ScopeWrite), true}, "a viewer": {as(auth.RoleViewer, auth.ScopeAdmin), false},
+		"a reading token": {as(auth.RoleAdmin, auth.ScopeRead), false},
+	} {
+		want := leftOut
+		if c.told {
+			want = secret
+		}
+		vm, err := s.Get(c.ctx, &v1.GetRequest{Name: "a"})
+		if err != nil || vm.Spec.CloudInit.UserData != want {
+			t.Errorf("%s gets %q, %v", what, vm.GetSpec().GetCloudInit().GetUserData(), err)
+		}
+		l, err := s.List(c.ctx, &v1.ListRequest{})
+		if err != nil || len(l.Vms) != 1 || l.Vms[0].Spec.CloudInit.UserData != want {
+			t.Errorf("%s lists %v, %v", what, l, err)
+		}
+		for _, req := range []*v1.ListRequest{{Filter: `spec.cloud_init.user_data = "x"`}, {Filter: `spec.cloudInit.userData = "x"`}, {OrderBy: "spec.cloudInit.userData"}} {
+			if _, err = s.List(c.ctx, req); (err == nil) != c.told {
+				t.Errorf("%s asks %v: %v", what, req, err)
+			}
+		}
+	}
+	if stored, err := r.m.VMs.Get("a"); err != nil || stored.Spec.CloudInit.UserData != secret {
+		t.Errorf("what is stored: %v, %v", stored, err)
+	}
+	vm, _ := s.Get(as(auth.RoleViewer, auth.ScopeAdmin), &v1.GetRequest{Name: "a"})
+	if _, err := r.vms().Update(t.Context(), &v1.UpdateVMRequest{Vm: vm}); reasonOf(err) != "USER_DATA_LEFT_OUT" {
+		t.Errorf("written back: %v", err)
 	}
 }
