@@ -144,3 +144,26 @@ func TestUserDataIsForThoseWhoMayChangeVMs(t *testing.T) {
 		t.Errorf("written back: %v", err)
 	}
 }
+
+// A revert that failed at its host leaves a spec that the host listens to: it may go on with what it was told.
+func TestFailedRevertLeavesANewGeneration(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "h1")
+	r.vm(t, "a")
+	r.await(t, "a", "off", isPhase(v1.VMPhase_VM_PHASE_OFF))
+	r.awaitTask(t, r.snapshot(t, "a/s1").Status.Task)
+	before := r.await(t, "a", "free", func(vm *v1.VM) bool { return vm.GetStatus().GetBusy() == "" })
+	h.set(func() { h.fail = &resource.Error{Code: resource.Exhausted, Reason: "NO_SPACE", Message: "is full"} })
+	task, err := r.snapshots().Revert(t.Context(), &v1.RevertRequest{Name: "a/s1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.awaitTask(t, task.Meta.Name); got.Status.State != v1.TaskState_TASK_STATE_FAILED {
+		t.Fatalf("task: %v", got.Status)
+	}
+	vm := r.await(t, "a", "free", func(vm *v1.VM) bool { return vm.GetStatus().GetBusy() == "" })
+	// The host was told of a generation one above that of before.
+	if vm.Meta.Generation < before.Meta.Generation+2 {
+		t.Errorf("generation %d, and %d before", vm.Meta.Generation, before.Meta.Generation)
+	}
+}

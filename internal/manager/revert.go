@@ -77,6 +77,9 @@ func (m *Manager) doRevert(ctx context.Context, r *task.Run) error {
 	}
 	next := vm.Meta.Generation + 1
 	err = r.Step(ctx, "go back", func(ctx context.Context) error {
+		if err := r.SetNote(ctx, noteAsked, vm.Status.Owner); err != nil {
+			return err
+		}
 		_, err := m.atNode(ctx, r, vm, &v1.NodeSnapshotRequest{Memory: snap.Spec.Memory, Spec: spec, Generation: next}, droverv1connect.NodeServiceClient.RevertSnapshot)
 		return err
 	})
@@ -84,6 +87,21 @@ func (m *Manager) doRevert(ctx context.Context, r *task.Run) error {
 		return err
 	}
 	return m.reverted(ctx, r, vmName, name, spec)
+}
+
+// noteAsked is the host that was asked to go back.
+const noteAsked = "asked"
+
+// undoRevert lets go of the VM. Its host may have come too far to turn round: it then goes on, and takes specs for older than the
+// revert that are not above the generation that it was told. So the spec of now, which still counts, gets one.
+func (m *Manager) undoRevert(ctx context.Context, r *task.Run) error {
+	vm, _, _ := resource.Part(r.Task.Spec.Target)
+	return m.releaseVM(ctx, vm, r.Task.Meta.Name, func(vm *v1.VM) error {
+		if r.Note(noteAsked) != "" {
+			vm.Meta.Generation += 2
+		}
+		return nil
+	})
 }
 
 // reverted notes that a VM's host has taken it back.

@@ -30,7 +30,7 @@ const (
 func (m *Manager) handlers() map[string]task.Handler {
 	return map[string]task.Handler{
 		taskSnapshotCreate: {Do: m.doSnapshot, Undo: m.undoSnapshot},
-		taskSnapshotRevert: {Do: m.doRevert, Undo: m.release},
+		taskSnapshotRevert: {Do: m.doRevert, Undo: m.undoRevert},
 		taskSnapshotDelete: {Do: m.doDeleteSnapshot, Undo: m.undoDeleteSnapshot},
 		taskImageImport:    {Do: m.doImport, Undo: m.undoImport},
 	}
