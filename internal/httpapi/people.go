@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/auth"
@@ -117,6 +118,19 @@ func (s people) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v
 	}
 	if d := o.Lifetime; d < 0 || d > manager.LongestToken {
 		return nil, &resource.Error{Code: resource.Invalid, Kind: resource.KindToken, Name: req.Name, Field: "lifetime", Reason: "OUT_OF_RANGE", Message: "must be more than 0 and at most 2 years"}
+	}
+	if p.Kind == auth.KindToken {
+		// A token makes none that outlives it: who was lent it for a day must not keep what it could do for two years.
+		own, err := s.m.Tokens.Get(p.TokenID)
+		if err != nil {
+			return nil, err
+		}
+		if end := own.Spec.ExpireTime; end != nil {
+			left := time.Until(end.AsTime())
+			if o.Lifetime == 0 || o.Lifetime > left {
+				o.Lifetime = left
+			}
+		}
 	}
 	secret, t, err := s.m.Auth().CreateToken(ctx, p, o)
 	if err != nil {

@@ -4,10 +4,13 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/auth"
 	"drover/internal/resource"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // What a host tells of another's VM is told as its own word, and not without bounds.
@@ -98,6 +101,34 @@ func TestLookersOfThisMachineGetNoTokens(t *testing.T) {
 	}
 	if _, err := p.DeleteToken(looks, &v1.DeleteRequest{Name: res.Token.Meta.Name}); resource.CodeOf(err) != resource.Denied {
 		t.Errorf("ended the administrator's token: %v", err)
+	}
+}
+
+// What a token makes ends with it.
+func TestTokensMakeNoneThatOutliveThem(t *testing.T) {
+	r := start(t)
+	p := people{r.m}
+	root := auth.WithPrincipal(t.Context(), auth.Principal{Kind: auth.KindLocal, Name: "root", Scopes: []auth.Scope{auth.ScopeAdmin}, Roles: []auth.Grant{{Role: auth.RoleAdmin}}})
+	lent, err := p.CreateToken(root, &v1.CreateTokenRequest{Name: "lent", Scopes: []string{"admin"}, Lifetime: durationpb.New(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	who, err := r.m.Auth().Authenticate(t.Context(), lent.Secret, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, asked := range []time.Duration{0, 24 * time.Hour, time.Minute} {
+		req := &v1.CreateTokenRequest{Name: "child", Scopes: []string{"admin"}}
+		if asked != 0 {
+			req.Lifetime = durationpb.New(asked)
+		}
+		got, err := p.CreateToken(auth.WithPrincipal(t.Context(), who), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end := got.Token.Spec.ExpireTime.AsTime(); end.After(lent.Token.Spec.ExpireTime.AsTime().Add(time.Second)) {
+			t.Errorf("asked for %v: ends at %v, its maker at %v", asked, end, lent.Token.Spec.ExpireTime.AsTime())
+		}
 	}
 }
 

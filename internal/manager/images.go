@@ -132,7 +132,7 @@ func (m *Manager) DeleteImage(ctx context.Context, name string, revision int64, 
 			return []string{"the task that imports it, " + i.GetStatus().GetTask()}
 		}
 		if force {
-			return nil
+			return m.startersOf(name)
 		}
 		return m.usersOf(name)
 	})

@@ -92,13 +92,25 @@ func (m *Manager) showImage(i *v1.Image) {
 
 // usersOf are the VMs that name an image.
 func (m *Manager) usersOf(image string) []string {
+	return m.vmsWhere(func(s *v1.VMSpec) bool {
+		return needsToStart(s, image) || slices.ContainsFunc(s.Disks, func(d *v1.DiskSpec) bool { return d.Image == image })
+	})
+}
+
+// startersOf are the VMs that need an image whenever they start, not only when their disks were made.
+func (m *Manager) startersOf(image string) []string {
+	return m.vmsWhere(func(s *v1.VMSpec) bool { return needsToStart(s, image) })
+}
+
+func needsToStart(s *v1.VMSpec, image string) bool {
+	return s.KernelImage == image || slices.ContainsFunc(s.Cdroms, func(c *v1.CDROMSpec) bool { return c.Image == image })
+}
+
+func (m *Manager) vmsWhere(is func(*v1.VMSpec) bool) []string {
 	var names []string
 	vms, _ := m.VMs.cache.List()
 	for _, vm := range vms {
-		s := vm.Spec
-		if s.KernelImage == image ||
-			slices.ContainsFunc(s.Disks, func(d *v1.DiskSpec) bool { return d.Image == image }) ||
-			slices.ContainsFunc(s.Cdroms, func(c *v1.CDROMSpec) bool { return c.Image == image }) {
+		if is(vm.Spec) {
 			names = append(names, vm.Meta.Name)
 		}
 	}

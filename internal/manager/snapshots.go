@@ -160,6 +160,8 @@ func (m *Manager) CreateSnapshot(ctx context.Context, s *v1.Snapshot, validateOn
 		return nil, bad("NO_OWNER", "no host holds it", "")
 	case vm.Spec.Template:
 		return nil, bad("IS_TEMPLATE", "is a template, which never changes", "")
+	case len(vm.Spec.Disks) == 0:
+		return nil, bad("NO_DISKS", "has no disks, so there is nothing to snapshot", "add one: drover vm disk add "+name+" data 1G")
 	case s.Spec.Memory && vm.GetStatus().GetPhase() != v1.VMPhase_VM_PHASE_RUNNING && vm.GetStatus().GetPhase() != v1.VMPhase_VM_PHASE_PAUSED:
 		return nil, bad("VM_NOT_RUNNING", "has no memory to keep: it doesn't run", "leave memory out")
 	case s.Spec.Quiesce && !vm.GetStatus().GetGuest().GetAgent():

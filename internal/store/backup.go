@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,6 +12,8 @@ import (
 	"hash"
 	"io"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/version"
 )
 
 const (
@@ -54,7 +57,8 @@ func (s *Store) backup(ctx context.Context, w io.Writer, info *BackupInfo) error
 		return translate(ctx, err)
 	}
 	defer snap.Snapshot.Close()
-	info.Revision, info.EtcdVersion = max(rev, snap.Header.GetRevision()), snap.Version
+	// A server that has just started doesn't know the cluster's version yet; then this program's own etcd is meant.
+	info.Revision, info.EtcdVersion = max(rev, snap.Header.GetRevision()), cmp.Or(snap.Version, version.Version)
 	header, err := json.Marshal(info)
 	if err != nil {
 		return err
