@@ -34,7 +34,7 @@ func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("vm", flag.ExitOnError)
 	f.StringVar(&o.drover, "drover", "", "the binary to measure; empty: the roles inside this program")
 	f.StringVar(&o.out, "out", "", "write the results to this file, as JSON")
-	f.IntVar(&o.pairs, "pairs", 11, "pairs of single starts")
+	f.IntVar(&o.pairs, "pairs", 31, "pairs of single starts")
 	f.IntVar(&o.warm, "warm", 2, "pairs before them that do not count")
 	f.IntVar(&o.batch, "batch", 20, "starts at once")
 	f.IntVar(&o.batchRuns, "batch-pairs", 3, "pairs of starts at once")

@@ -27,13 +27,14 @@ type row struct {
 	Unit     string   `json:"unit"`
 	Ours     float64  `json:"ours"`
 	Peer     *float64 `json:"peer"`
-	PeerName string   `json:"peer_name,omitempty"`
+	PeerName string   `json:"peer_name"`
 	Limit    *float64 `json:"limit"` // what no implementation can beat, if that is known
 	Ratio    *float64 `json:"ratio"`
 	Goal     *float64 `json:"goal"`
 	Met      *bool    `json:"met"`
 	Better   string   `json:"better"`
 	Note     string   `json:"note,omitempty"`
+	Machine  string   `json:"machine"` // where it was measured
 }
 
 // report collects rows.
@@ -118,9 +119,13 @@ func (r *report) table(where string) error {
 	return nil
 }
 
-// write puts the rows into a file as a JSON list. The first object says where they are from.
+// write puts the rows into a file as a JSON list.
 func (r *report) write(path, where string) error {
-	b, err := json.MarshalIndent(append([]any{map[string]string{"machine": where}}, anys(r.rows)...), "", "  ")
+	rows := slices.Clone(r.rows)
+	for i := range rows {
+		rows[i].Machine = where
+	}
+	b, err := json.MarshalIndent(rows, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -128,13 +133,6 @@ func (r *report) write(path, where string) error {
 		return err
 	}
 	return os.WriteFile(path, append(b, '\n'), 0o644)
-}
-
-func anys(rows []row) (out []any) {
-	for _, r := range rows {
-		out = append(out, r)
-	}
-	return out
 }
 
 func number(f *float64) string {

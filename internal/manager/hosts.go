@@ -196,7 +196,7 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 		// The answer to an earlier try may have been lost: the same key gets the same claim.
 		have, gerr := m.Hosts.coll.Get(ctx, claim.Name)
 		if gerr != nil || have.Meta.Uid != claim.UID {
-			return nil, refuse(fmt.Errorf("there is another host named %q; choose another name with --name", claim.Name))
+			return nil, refuse(fmt.Errorf("there is another host named %q; choose another name with --hostname", claim.Name))
 		}
 	} else if err != nil {
 		return nil, m.Hosts.translate(err, claim.Name)

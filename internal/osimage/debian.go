@@ -19,7 +19,7 @@ type Debian struct {
 }
 
 const (
-	debianVersion = 1
+	debianVersion = 2
 	debianSuite   = "bookworm"
 	debianSize    = 2 << 30
 )

@@ -15,15 +15,14 @@ passwd -l root`
 
 // debianAfter is written over what packages brought.
 var debianAfter = map[string]string{
-	"etc/apt/sources.list": "deb http://deb.debian.org/debian bookworm main\n" +
-		"deb http://deb.debian.org/debian bookworm-updates main\n" +
-		"deb http://deb.debian.org/debian-security bookworm-security main\n",
+	// This machine's mirror is not the guest's: cloud-init writes Debian's own at the first boot.
+	"etc/apt/sources.list": "# cloud-init writes this at the first boot\n",
 	"etc/cloud/cloud.cfg.d/90_drover.cfg": `datasource_list: [NoCloud, ConfigDrive, None]
 system_info:
   network:
     renderers: [networkd]
 apt:
-  preserve_sources_list: true
+  preserve_sources_list: false
 locale: false
 preserve_hostname: false
 manage_etc_hosts: true
