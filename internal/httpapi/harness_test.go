@@ -44,14 +44,14 @@ func startIn(t *testing.T, dir, address string) *rig {
 	return startAt(t, dir, address, filepath.Join(dir, "m.sock"))
 }
 
-func startAt(t testing.TB, dir, address, socket string) *rig {
+func startAt(t testing.TB, dir, address, socket string, etcd ...string) *rig {
 	t.Helper()
 	r := &rig{dir: dir, address: address, socket: socket}
 	ctx, stop := context.WithCancel(context.Background())
 	up, done := make(chan *manager.Manager, 1), make(chan error, 1)
 	go func() {
 		done <- Run(ctx, manager.Config{
-			StateDir: dir, Listen: address, Socket: r.socket, Version: "test", HostTimeout: 2 * time.Second,
+			StateDir: dir, Listen: address, Socket: r.socket, Version: "test", HostTimeout: 2 * time.Second, Etcd: etcd,
 			Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		}, func(m *manager.Manager) { up <- m })
 	}()

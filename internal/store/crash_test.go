@@ -12,26 +12,19 @@ import (
 	"testing"
 
 	droverv1 "drover/api/drover/v1"
+	"drover/internal/store/storetest"
 )
 
-// The test binary runs itself as another process when one of these is in its environment.
-const (
-	envWriter = "DROVER_TEST_STORE_WRITER" // the data directory
-	envMember = "DROVER_TEST_STORE_MEMBER" // see cluster_test.go
-)
+// envWriter makes the test binary, run again, a process that writes; it is the data directory.
+const envWriter = "DROVER_TEST_STORE_WRITER"
 
 func TestMain(m *testing.M) {
-	var err error
-	switch {
-	case os.Getenv(envWriter) != "":
-		err = writeForever(os.Getenv(envWriter))
-	case os.Getenv(envMember) != "":
-		err = runMember(os.Getenv(envMember))
-	default:
-		os.Exit(m.Run())
+	storetest.MaybeMember()
+	if dir := os.Getenv(envWriter); dir != "" {
+		fmt.Fprintln(os.Stderr, writeForever(dir))
+		os.Exit(1)
 	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
+	os.Exit(m.Run())
 }
 
 // writeForever writes and says each write on standard output once it is acknowledged.

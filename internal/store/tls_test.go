@@ -21,6 +21,8 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"drover/internal/store/storetest"
 )
 
 // authority is a CA for one test.
@@ -72,7 +74,7 @@ func (a *authority) issue(t *testing.T, name string) (cert, key string) {
 }
 
 func TestExternalClusterOverMutualTLS(t *testing.T) {
-	ctx, ports := testContext(t), freePorts(t, 2)
+	ctx, ports := testContext(t), storetest.FreePorts(t, 2)
 	ca := &authority{dir: t.TempDir()}
 	caFile, _ := ca.issue(t, "ca")
 	srvCert, srvKey := ca.issue(t, "server")
