@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/api/drover/v1/droverv1connect"
@@ -50,6 +51,7 @@ type agent struct {
 
 	mu       sync.Mutex
 	machines map[string]*machine // by uid
+	arrived  chan struct{}       // closed, and made anew, when a VM is added
 	users    map[uint32]string   // numeric users of VMs, and whose
 }
 
@@ -70,7 +72,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer lock.Close()
 	a := &agent{
 		cfg: cfg, log: cfg.Log, clk: cfg.Clock, reporter: newReporter(), events: &events{clk: cfg.Clock},
-		anew: make(chan struct{}, 1), pruning: make(chan struct{}, 1), machines: map[string]*machine{}, facts: readFacts(cfg.ShmDir),
+		anew: make(chan struct{}, 1), pruning: make(chan struct{}, 1), machines: map[string]*machine{}, arrived: make(chan struct{}), facts: readFacts(cfg.ShmDir),
 	}
 	if a.boot = cfg.BootID; a.boot == "" {
 		a.boot, err = bootID()
@@ -255,6 +257,8 @@ func (a *agent) takeVM(vm *v1.VM, deleted bool) error {
 		m.want(vm, true)
 		a.mu.Lock()
 		a.machines[uid] = m
+		close(a.arrived)
+		a.arrived = make(chan struct{})
 		a.mu.Unlock()
 		a.start(m)
 		return nil
@@ -276,6 +280,30 @@ func (a *agent) machine(uid string) *machine {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.machines[uid]
+}
+
+// arrivalTime is how long a call waits for a VM that the manager has given to this host, but that the watch hasn't brought yet.
+const arrivalTime = 3 * time.Second
+
+// expect is machine, and waits for one that may be about to arrive; nil if it does not.
+func (a *agent) expect(ctx context.Context, uid string) *machine {
+	late := a.clk.NewTimer(arrivalTime)
+	defer late.Stop()
+	for {
+		a.mu.Lock()
+		m, arrived := a.machines[uid], a.arrived
+		a.mu.Unlock()
+		if m != nil {
+			return m
+		}
+		select {
+		case <-arrived:
+		case <-late.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // named finds a VM that is here by name; of two that had the name, the one that is held.

@@ -154,9 +154,11 @@ func (n *node) Attach(ctx context.Context, stream *connect.BidiStream[v1.AttachI
 	if err != nil {
 		return err
 	}
-	m := n.a.machine(first.GetUid())
-	if m == nil && first.GetUid() == "" {
+	var m *machine
+	if first.GetUid() == "" {
 		m = n.a.named(first.GetVm())
+	} else {
+		m = n.a.expect(ctx, first.GetUid())
 	}
 	if m == nil {
 		return &resource.Error{Code: resource.NotFound, Kind: resource.KindVM, Name: first.GetVm(), Reason: "VM_NOT_HERE",
