@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	v1 "drover/api/drover/v1"
@@ -121,7 +122,7 @@ func (a auditor) end(ctx context.Context, rec *v1.AuditRecord, err error) {
 		err = told(err)
 		rec.Code, rec.Message = rpc.CodeOf(ctx, err).String(), text(err.Error(), longestMessage)
 		var re *resource.Error
-		if asError(err, &re) && re.Name != "" && rec.Name == "" {
+		if errors.As(err, &re) && re.Name != "" && rec.Name == "" {
 			rec.Name = clip(re.Name)
 		}
 	}

@@ -13,9 +13,6 @@ import (
 	"connectrpc.com/connect"
 )
 
-// asError is errors.As, named for what it is used for here.
-func asError(err error, target **resource.Error) bool { return errors.As(err, target) }
-
 type people struct{ m *manager.Manager }
 
 func (s people) Login(ctx context.Context, req *v1.LoginRequest) (*v1.LoginResponse, error) {
@@ -135,7 +132,7 @@ func (s people) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v
 	secret, t, err := s.m.Auth().CreateToken(ctx, p, o)
 	if err != nil {
 		var re *resource.Error
-		if err = told(err); !asError(err, &re) {
+		if err = told(err); !errors.As(err, &re) {
 			err = &resource.Error{Code: resource.Invalid, Kind: resource.KindToken, Name: req.Name, Reason: "TOKEN_INVALID", Message: err.Error(), Err: err}
 		}
 		return nil, err

@@ -20,7 +20,8 @@ const (
 	backupState = "state.etcd"
 )
 
-func backupTo(ctx context.Context, m *Manager, w io.Writer) error {
+// Backup writes everything that the manager must not lose but images and history: see docs/formats/state-backup.md.
+func (m *Manager) Backup(ctx context.Context, w io.Writer) error {
 	ca, err := os.ReadFile(m.cfg.path("pki/ca.pem"))
 	if err != nil {
 		return fmt.Errorf("back up the CA: %w", err)

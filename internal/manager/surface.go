@@ -1,8 +1,6 @@
 package manager
 
 import (
-	"context"
-	"io"
 	"log/slog"
 	"slices"
 	"time"
@@ -128,9 +126,4 @@ func (m *Manager) Count() Counts {
 		c.Tasks[t.GetStatus().GetState().String()]++
 	}
 	return c
-}
-
-// Backup writes everything that the manager must not lose but images and history: see docs/formats/state-backup.md.
-func (m *Manager) Backup(ctx context.Context, w io.Writer) error {
-	return backupTo(ctx, m, w)
 }
