@@ -1,7 +1,7 @@
-/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
  * What the datapath knows. Every map, its key and its value; docs/formats/datapath.md says what each means.
- * Layouts are a contract with internal/vswitch (bpf2go makes the Go types from these structs): a change of any layout
+ * Layouts are a contract with internal/vswitch (internal/vswitch/table has the same types in Go; a test compares them with the BTF of the object): a change of any layout
  * raises DROVER_LAYOUT, so that an upgrade makes new maps instead of reading old ones wrongly.
  * Structs have no implicit padding: a hash key with unset bytes matches nothing.
  */
@@ -329,8 +329,8 @@ PINNED_ARRAY(BPF_MAP_TYPE_ARRAY, teams, struct team, MAX_TEAMS);
 PINNED_HASH(vteps, __u32, struct vtep, MAX_VTEPS);
 PINNED_HASH(vtep_sources, struct ip_addr, __u32, MAX_VTEPS);
 PINNED_ARRAY(BPF_MAP_TYPE_ARRAY, meters, struct meter, MAX_PORTS);
-PINNED_ARRAY(BPF_MAP_TYPE_ARRAY, gate, struct gate, MAX_PORTS);
-PINNED_ARRAY(BPF_MAP_TYPE_PERCPU_ARRAY, traffic, struct traffic, MAX_PORTS);
+PINNED_ARRAY(BPF_MAP_TYPE_ARRAY, gates, struct gate, MAX_PORTS);
+PINNED_ARRAY(BPF_MAP_TYPE_PERCPU_ARRAY, counters, struct traffic, MAX_PORTS);
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__type(key, struct drop_key);

@@ -361,6 +361,9 @@ type AgentChange struct {
 	//	*AgentChange_Network
 	//	*AgentChange_Host
 	//	*AgentChange_Image
+	//	*AgentChange_Profile
+	//	*AgentChange_Peer
+	//	*AgentChange_Registrations
 	Object        isAgentChange_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -455,6 +458,33 @@ func (x *AgentChange) GetImage() *Image {
 	return nil
 }
 
+func (x *AgentChange) GetProfile() *PortProfile {
+	if x != nil {
+		if x, ok := x.Object.(*AgentChange_Profile); ok {
+			return x.Profile
+		}
+	}
+	return nil
+}
+
+func (x *AgentChange) GetPeer() *Peer {
+	if x != nil {
+		if x, ok := x.Object.(*AgentChange_Peer); ok {
+			return x.Peer
+		}
+	}
+	return nil
+}
+
+func (x *AgentChange) GetRegistrations() *Registrations {
+	if x != nil {
+		if x, ok := x.Object.(*AgentChange_Registrations); ok {
+			return x.Registrations
+		}
+	}
+	return nil
+}
+
 type isAgentChange_Object interface {
 	isAgentChange_Object()
 }
@@ -480,6 +510,19 @@ type AgentChange_Image struct {
 	Image *Image `protobuf:"bytes,6,opt,name=image,proto3,oneof"`
 }
 
+type AgentChange_Profile struct {
+	// Sent ahead of any VM that needs it. status.effective is set.
+	Profile *PortProfile `protobuf:"bytes,7,opt,name=profile,proto3,oneof"`
+}
+
+type AgentChange_Peer struct {
+	Peer *Peer `protobuf:"bytes,8,opt,name=peer,proto3,oneof"`
+}
+
+type AgentChange_Registrations struct {
+	Registrations *Registrations `protobuf:"bytes,9,opt,name=registrations,proto3,oneof"`
+}
+
 func (*AgentChange_Vm) isAgentChange_Object() {}
 
 func (*AgentChange_Datastore) isAgentChange_Object() {}
@@ -490,6 +533,12 @@ func (*AgentChange_Host) isAgentChange_Object() {}
 
 func (*AgentChange_Image) isAgentChange_Object() {}
 
+func (*AgentChange_Profile) isAgentChange_Object() {}
+
+func (*AgentChange_Peer) isAgentChange_Object() {}
+
+func (*AgentChange_Registrations) isAgentChange_Object() {}
+
 // ReportRequest carries what has changed since the last one, or all when full is set.
 type ReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -499,6 +548,7 @@ type ReportRequest struct {
 	Datastores    []*DatastoreReport     `protobuf:"bytes,4,rep,name=datastores,proto3" json:"datastores,omitempty"`
 	Events        []*Event               `protobuf:"bytes,5,rep,name=events,proto3" json:"events,omitempty"`
 	Samples       []*Sample              `protobuf:"bytes,6,rep,name=samples,proto3" json:"samples,omitempty"`
+	Ports         []*PortReport          `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +625,84 @@ func (x *ReportRequest) GetSamples() []*Sample {
 	return nil
 }
 
+func (x *ReportRequest) GetPorts() []*PortReport {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// PortReport is what a host sees of a port.
+type PortReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VM/NIC".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The VM's; reports of another epoch than the present one are refused.
+	Uid           string      `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch         int64       `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Status        *PortStatus `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortReport) Reset() {
+	*x = PortReport{}
+	mi := &file_drover_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortReport) ProtoMessage() {}
+
+func (x *PortReport) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortReport.ProtoReflect.Descriptor instead.
+func (*PortReport) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PortReport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PortReport) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PortReport) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PortReport) GetStatus() *PortStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
 type VMReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -592,7 +720,7 @@ type VMReport struct {
 
 func (x *VMReport) Reset() {
 	*x = VMReport{}
-	mi := &file_drover_v1_agent_proto_msgTypes[7]
+	mi := &file_drover_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +732,7 @@ func (x *VMReport) String() string {
 func (*VMReport) ProtoMessage() {}
 
 func (x *VMReport) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[7]
+	mi := &file_drover_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +745,7 @@ func (x *VMReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMReport.ProtoReflect.Descriptor instead.
 func (*VMReport) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VMReport) GetName() string {
@@ -674,7 +802,7 @@ type DatastoreReport struct {
 
 func (x *DatastoreReport) Reset() {
 	*x = DatastoreReport{}
-	mi := &file_drover_v1_agent_proto_msgTypes[8]
+	mi := &file_drover_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +814,7 @@ func (x *DatastoreReport) String() string {
 func (*DatastoreReport) ProtoMessage() {}
 
 func (x *DatastoreReport) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[8]
+	mi := &file_drover_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +827,7 @@ func (x *DatastoreReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatastoreReport.ProtoReflect.Descriptor instead.
 func (*DatastoreReport) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DatastoreReport) GetName() string {
@@ -736,7 +864,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_drover_v1_agent_proto_msgTypes[9]
+	mi := &file_drover_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +876,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[9]
+	mi := &file_drover_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +889,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sample) GetKind() string {
@@ -811,7 +939,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[10]
+	mi := &file_drover_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +951,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[10]
+	mi := &file_drover_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +964,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReportResponse) GetStale() []string {
@@ -865,7 +993,7 @@ type NodeVMRequest struct {
 
 func (x *NodeVMRequest) Reset() {
 	*x = NodeVMRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[11]
+	mi := &file_drover_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1005,7 @@ func (x *NodeVMRequest) String() string {
 func (*NodeVMRequest) ProtoMessage() {}
 
 func (x *NodeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[11]
+	mi := &file_drover_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1018,7 @@ func (x *NodeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVMRequest.ProtoReflect.Descriptor instead.
 func (*NodeVMRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeVMRequest) GetOperation() string {
@@ -929,7 +1057,7 @@ type NodeVMResponse struct {
 
 func (x *NodeVMResponse) Reset() {
 	*x = NodeVMResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[12]
+	mi := &file_drover_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1069,7 @@ func (x *NodeVMResponse) String() string {
 func (*NodeVMResponse) ProtoMessage() {}
 
 func (x *NodeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[12]
+	mi := &file_drover_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1082,7 @@ func (x *NodeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVMResponse.ProtoReflect.Descriptor instead.
 func (*NodeVMResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type NodeSnapshotRequest struct {
@@ -977,7 +1105,7 @@ type NodeSnapshotRequest struct {
 
 func (x *NodeSnapshotRequest) Reset() {
 	*x = NodeSnapshotRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[13]
+	mi := &file_drover_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1117,7 @@ func (x *NodeSnapshotRequest) String() string {
 func (*NodeSnapshotRequest) ProtoMessage() {}
 
 func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[13]
+	mi := &file_drover_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1130,7 @@ func (x *NodeSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*NodeSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeSnapshotRequest) GetOperation() string {
@@ -1081,7 +1209,7 @@ type NodeProgress struct {
 
 func (x *NodeProgress) Reset() {
 	*x = NodeProgress{}
-	mi := &file_drover_v1_agent_proto_msgTypes[14]
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1221,7 @@ func (x *NodeProgress) String() string {
 func (*NodeProgress) ProtoMessage() {}
 
 func (x *NodeProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[14]
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1234,7 @@ func (x *NodeProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeProgress.ProtoReflect.Descriptor instead.
 func (*NodeProgress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeProgress) GetProgress() float64 {
@@ -1148,7 +1276,7 @@ type NodeExecRequest struct {
 
 func (x *NodeExecRequest) Reset() {
 	*x = NodeExecRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1288,7 @@ func (x *NodeExecRequest) String() string {
 func (*NodeExecRequest) ProtoMessage() {}
 
 func (x *NodeExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1301,7 @@ func (x *NodeExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeExecRequest.ProtoReflect.Descriptor instead.
 func (*NodeExecRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeExecRequest) GetUid() string {
@@ -1214,7 +1342,7 @@ type AttachInput struct {
 
 func (x *AttachInput) Reset() {
 	*x = AttachInput{}
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1354,7 @@ func (x *AttachInput) String() string {
 func (*AttachInput) ProtoMessage() {}
 
 func (x *AttachInput) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1367,7 @@ func (x *AttachInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInput.ProtoReflect.Descriptor instead.
 func (*AttachInput) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachInput) GetVm() string {
@@ -1300,7 +1428,7 @@ type AttachOutput struct {
 
 func (x *AttachOutput) Reset() {
 	*x = AttachOutput{}
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1440,7 @@ func (x *AttachOutput) String() string {
 func (*AttachOutput) ProtoMessage() {}
 
 func (x *AttachOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1453,7 @@ func (x *AttachOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOutput.ProtoReflect.Descriptor instead.
 func (*AttachOutput) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttachOutput) GetData() []byte {
@@ -1339,7 +1467,7 @@ var File_drover_v1_agent_proto protoreflect.FileDescriptor
 
 const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x19drover/v1/datastore.proto\x1a\x17drover/v1/history.proto\x1a\x14drover/v1/host.proto\x1a\x15drover/v1/image.proto\x1a\x14drover/v1/meta.proto\x1a\x17drover/v1/network.proto\x1a\x12drover/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
+	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x19drover/v1/datastore.proto\x1a\x17drover/v1/history.proto\x1a\x14drover/v1/host.proto\x1a\x15drover/v1/image.proto\x1a\x14drover/v1/meta.proto\x1a\x17drover/v1/network.proto\x1a\x14drover/v1/port.proto\x1a\x17drover/v1/profile.proto\x1a\x16drover/v1/switch.proto\x1a\x12drover/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
 	"\rEnrollRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1a\n" +
@@ -1356,15 +1484,18 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\"\x13\n" +
-	"\x11AgentWatchRequest\"\x9a\x02\n" +
+	"\x11AgentWatchRequest\"\xb7\x03\n" +
 	"\vAgentChange\x12)\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x15.drover.v1.ChangeKindR\x04kind\x12\x1f\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.drover.v1.VMH\x00R\x02vm\x124\n" +
 	"\tdatastore\x18\x03 \x01(\v2\x14.drover.v1.DatastoreH\x00R\tdatastore\x12.\n" +
 	"\anetwork\x18\x04 \x01(\v2\x12.drover.v1.NetworkH\x00R\anetwork\x12%\n" +
 	"\x04host\x18\x05 \x01(\v2\x0f.drover.v1.HostH\x00R\x04host\x12(\n" +
-	"\x05image\x18\x06 \x01(\v2\x10.drover.v1.ImageH\x00R\x05imageB\b\n" +
-	"\x06object\"\x88\x02\n" +
+	"\x05image\x18\x06 \x01(\v2\x10.drover.v1.ImageH\x00R\x05image\x122\n" +
+	"\aprofile\x18\a \x01(\v2\x16.drover.v1.PortProfileH\x00R\aprofile\x12%\n" +
+	"\x04peer\x18\b \x01(\v2\x0f.drover.v1.PeerH\x00R\x04peer\x12@\n" +
+	"\rregistrations\x18\t \x01(\v2\x18.drover.v1.RegistrationsH\x00R\rregistrationsB\b\n" +
+	"\x06object\"\xb5\x02\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12)\n" +
 	"\x04host\x18\x02 \x01(\v2\x15.drover.v1.HostStatusR\x04host\x12%\n" +
@@ -1373,7 +1504,14 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"datastores\x18\x04 \x03(\v2\x1a.drover.v1.DatastoreReportR\n" +
 	"datastores\x12(\n" +
 	"\x06events\x18\x05 \x03(\v2\x10.drover.v1.EventR\x06events\x12+\n" +
-	"\asamples\x18\x06 \x03(\v2\x11.drover.v1.SampleR\asamples\"\xa4\x01\n" +
+	"\asamples\x18\x06 \x03(\v2\x11.drover.v1.SampleR\asamples\x12+\n" +
+	"\x05ports\x18\a \x03(\v2\x15.drover.v1.PortReportR\x05ports\"w\n" +
+	"\n" +
+	"PortReport\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x03R\x05epoch\x12-\n" +
+	"\x06status\x18\x04 \x01(\v2\x15.drover.v1.PortStatusR\x06status\"\xa4\x01\n" +
 	"\bVMReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x14\n" +
@@ -1439,7 +1577,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06Enroll\x12\x18.drover.v1.EnrollRequest\x1a\x19.drover.v1.EnrollResponse\x12:\n" +
 	"\x05Renew\x12\x17.drover.v1.RenewRequest\x1a\x18.drover.v1.RenewResponse\x12?\n" +
 	"\x05Watch\x12\x1c.drover.v1.AgentWatchRequest\x1a\x16.drover.v1.AgentChange0\x01\x12=\n" +
-	"\x06Report\x12\x18.drover.v1.ReportRequest\x1a\x19.drover.v1.ReportResponse2\xf5\x03\n" +
+	"\x06Report\x12\x18.drover.v1.ReportRequest\x1a\x19.drover.v1.ReportResponse2\xcf\x05\n" +
 	"\vNodeService\x12<\n" +
 	"\x05Reset\x12\x18.drover.v1.NodeVMRequest\x1a\x19.drover.v1.NodeVMResponse\x12K\n" +
 	"\x0eCreateSnapshot\x12\x1e.drover.v1.NodeSnapshotRequest\x1a\x17.drover.v1.NodeProgress0\x01\x12K\n" +
@@ -1448,7 +1586,10 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x04Exec\x12\x1a.drover.v1.NodeExecRequest\x1a\x17.drover.v1.ExecResponse\x12E\n" +
 	"\n" +
 	"Screenshot\x12\x18.drover.v1.NodeVMRequest\x1a\x1d.drover.v1.ScreenshotResponse\x12=\n" +
-	"\x06Attach\x12\x16.drover.v1.AttachInput\x1a\x17.drover.v1.AttachOutput(\x010\x01B\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
+	"\x06Attach\x12\x16.drover.v1.AttachInput\x1a\x17.drover.v1.AttachOutput(\x010\x01\x12J\n" +
+	"\aCapture\x12\x1d.drover.v1.CapturePortRequest\x1a\x1e.drover.v1.CapturePortResponse0\x01\x12B\n" +
+	"\x05Trace\x12\x1b.drover.v1.TracePortRequest\x1a\x1c.drover.v1.TracePortResponse\x12H\n" +
+	"\x05Table\x12\x1d.drover.v1.SwitchTableRequest\x1a\x1e.drover.v1.SwitchTableResponse0\x01B\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_agent_proto_rawDescOnce sync.Once
@@ -1463,7 +1604,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_drover_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(Channel)(0),                  // 0: drover.v1.Channel
 	(*EnrollRequest)(nil),         // 1: drover.v1.EnrollRequest
@@ -1473,80 +1614,102 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*AgentWatchRequest)(nil),     // 5: drover.v1.AgentWatchRequest
 	(*AgentChange)(nil),           // 6: drover.v1.AgentChange
 	(*ReportRequest)(nil),         // 7: drover.v1.ReportRequest
-	(*VMReport)(nil),              // 8: drover.v1.VMReport
-	(*DatastoreReport)(nil),       // 9: drover.v1.DatastoreReport
-	(*Sample)(nil),                // 10: drover.v1.Sample
-	(*ReportResponse)(nil),        // 11: drover.v1.ReportResponse
-	(*NodeVMRequest)(nil),         // 12: drover.v1.NodeVMRequest
-	(*NodeVMResponse)(nil),        // 13: drover.v1.NodeVMResponse
-	(*NodeSnapshotRequest)(nil),   // 14: drover.v1.NodeSnapshotRequest
-	(*NodeProgress)(nil),          // 15: drover.v1.NodeProgress
-	(*NodeExecRequest)(nil),       // 16: drover.v1.NodeExecRequest
-	(*AttachInput)(nil),           // 17: drover.v1.AttachInput
-	(*AttachOutput)(nil),          // 18: drover.v1.AttachOutput
-	(ChangeKind)(0),               // 19: drover.v1.ChangeKind
-	(*VM)(nil),                    // 20: drover.v1.VM
-	(*Datastore)(nil),             // 21: drover.v1.Datastore
-	(*Network)(nil),               // 22: drover.v1.Network
-	(*Host)(nil),                  // 23: drover.v1.Host
-	(*Image)(nil),                 // 24: drover.v1.Image
-	(*HostStatus)(nil),            // 25: drover.v1.HostStatus
-	(*Event)(nil),                 // 26: drover.v1.Event
-	(*VMStatus)(nil),              // 27: drover.v1.VMStatus
-	(*DatastoreStatus)(nil),       // 28: drover.v1.DatastoreStatus
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
-	(*VMSpec)(nil),                // 31: drover.v1.VMSpec
-	(*ExecRequest)(nil),           // 32: drover.v1.ExecRequest
-	(*ExecResponse)(nil),          // 33: drover.v1.ExecResponse
-	(*ScreenshotResponse)(nil),    // 34: drover.v1.ScreenshotResponse
+	(*PortReport)(nil),            // 8: drover.v1.PortReport
+	(*VMReport)(nil),              // 9: drover.v1.VMReport
+	(*DatastoreReport)(nil),       // 10: drover.v1.DatastoreReport
+	(*Sample)(nil),                // 11: drover.v1.Sample
+	(*ReportResponse)(nil),        // 12: drover.v1.ReportResponse
+	(*NodeVMRequest)(nil),         // 13: drover.v1.NodeVMRequest
+	(*NodeVMResponse)(nil),        // 14: drover.v1.NodeVMResponse
+	(*NodeSnapshotRequest)(nil),   // 15: drover.v1.NodeSnapshotRequest
+	(*NodeProgress)(nil),          // 16: drover.v1.NodeProgress
+	(*NodeExecRequest)(nil),       // 17: drover.v1.NodeExecRequest
+	(*AttachInput)(nil),           // 18: drover.v1.AttachInput
+	(*AttachOutput)(nil),          // 19: drover.v1.AttachOutput
+	(ChangeKind)(0),               // 20: drover.v1.ChangeKind
+	(*VM)(nil),                    // 21: drover.v1.VM
+	(*Datastore)(nil),             // 22: drover.v1.Datastore
+	(*Network)(nil),               // 23: drover.v1.Network
+	(*Host)(nil),                  // 24: drover.v1.Host
+	(*Image)(nil),                 // 25: drover.v1.Image
+	(*PortProfile)(nil),           // 26: drover.v1.PortProfile
+	(*Peer)(nil),                  // 27: drover.v1.Peer
+	(*Registrations)(nil),         // 28: drover.v1.Registrations
+	(*HostStatus)(nil),            // 29: drover.v1.HostStatus
+	(*Event)(nil),                 // 30: drover.v1.Event
+	(*PortStatus)(nil),            // 31: drover.v1.PortStatus
+	(*VMStatus)(nil),              // 32: drover.v1.VMStatus
+	(*DatastoreStatus)(nil),       // 33: drover.v1.DatastoreStatus
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
+	(*VMSpec)(nil),                // 36: drover.v1.VMSpec
+	(*ExecRequest)(nil),           // 37: drover.v1.ExecRequest
+	(*CapturePortRequest)(nil),    // 38: drover.v1.CapturePortRequest
+	(*TracePortRequest)(nil),      // 39: drover.v1.TracePortRequest
+	(*SwitchTableRequest)(nil),    // 40: drover.v1.SwitchTableRequest
+	(*ExecResponse)(nil),          // 41: drover.v1.ExecResponse
+	(*ScreenshotResponse)(nil),    // 42: drover.v1.ScreenshotResponse
+	(*CapturePortResponse)(nil),   // 43: drover.v1.CapturePortResponse
+	(*TracePortResponse)(nil),     // 44: drover.v1.TracePortResponse
+	(*SwitchTableResponse)(nil),   // 45: drover.v1.SwitchTableResponse
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	19, // 0: drover.v1.AgentChange.kind:type_name -> drover.v1.ChangeKind
-	20, // 1: drover.v1.AgentChange.vm:type_name -> drover.v1.VM
-	21, // 2: drover.v1.AgentChange.datastore:type_name -> drover.v1.Datastore
-	22, // 3: drover.v1.AgentChange.network:type_name -> drover.v1.Network
-	23, // 4: drover.v1.AgentChange.host:type_name -> drover.v1.Host
-	24, // 5: drover.v1.AgentChange.image:type_name -> drover.v1.Image
-	25, // 6: drover.v1.ReportRequest.host:type_name -> drover.v1.HostStatus
-	8,  // 7: drover.v1.ReportRequest.vms:type_name -> drover.v1.VMReport
-	9,  // 8: drover.v1.ReportRequest.datastores:type_name -> drover.v1.DatastoreReport
-	26, // 9: drover.v1.ReportRequest.events:type_name -> drover.v1.Event
-	10, // 10: drover.v1.ReportRequest.samples:type_name -> drover.v1.Sample
-	27, // 11: drover.v1.VMReport.status:type_name -> drover.v1.VMStatus
-	28, // 12: drover.v1.DatastoreReport.status:type_name -> drover.v1.DatastoreStatus
-	29, // 13: drover.v1.Sample.time:type_name -> google.protobuf.Timestamp
-	30, // 14: drover.v1.ReportResponse.interval:type_name -> google.protobuf.Duration
-	31, // 15: drover.v1.NodeSnapshotRequest.spec:type_name -> drover.v1.VMSpec
-	32, // 16: drover.v1.NodeExecRequest.exec:type_name -> drover.v1.ExecRequest
-	0,  // 17: drover.v1.AttachInput.channel:type_name -> drover.v1.Channel
-	1,  // 18: drover.v1.AgentService.Enroll:input_type -> drover.v1.EnrollRequest
-	3,  // 19: drover.v1.AgentService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 20: drover.v1.AgentService.Watch:input_type -> drover.v1.AgentWatchRequest
-	7,  // 21: drover.v1.AgentService.Report:input_type -> drover.v1.ReportRequest
-	12, // 22: drover.v1.NodeService.Reset:input_type -> drover.v1.NodeVMRequest
-	14, // 23: drover.v1.NodeService.CreateSnapshot:input_type -> drover.v1.NodeSnapshotRequest
-	14, // 24: drover.v1.NodeService.RevertSnapshot:input_type -> drover.v1.NodeSnapshotRequest
-	14, // 25: drover.v1.NodeService.DeleteSnapshot:input_type -> drover.v1.NodeSnapshotRequest
-	16, // 26: drover.v1.NodeService.Exec:input_type -> drover.v1.NodeExecRequest
-	12, // 27: drover.v1.NodeService.Screenshot:input_type -> drover.v1.NodeVMRequest
-	17, // 28: drover.v1.NodeService.Attach:input_type -> drover.v1.AttachInput
-	2,  // 29: drover.v1.AgentService.Enroll:output_type -> drover.v1.EnrollResponse
-	4,  // 30: drover.v1.AgentService.Renew:output_type -> drover.v1.RenewResponse
-	6,  // 31: drover.v1.AgentService.Watch:output_type -> drover.v1.AgentChange
-	11, // 32: drover.v1.AgentService.Report:output_type -> drover.v1.ReportResponse
-	13, // 33: drover.v1.NodeService.Reset:output_type -> drover.v1.NodeVMResponse
-	15, // 34: drover.v1.NodeService.CreateSnapshot:output_type -> drover.v1.NodeProgress
-	15, // 35: drover.v1.NodeService.RevertSnapshot:output_type -> drover.v1.NodeProgress
-	15, // 36: drover.v1.NodeService.DeleteSnapshot:output_type -> drover.v1.NodeProgress
-	33, // 37: drover.v1.NodeService.Exec:output_type -> drover.v1.ExecResponse
-	34, // 38: drover.v1.NodeService.Screenshot:output_type -> drover.v1.ScreenshotResponse
-	18, // 39: drover.v1.NodeService.Attach:output_type -> drover.v1.AttachOutput
-	29, // [29:40] is the sub-list for method output_type
-	18, // [18:29] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	20, // 0: drover.v1.AgentChange.kind:type_name -> drover.v1.ChangeKind
+	21, // 1: drover.v1.AgentChange.vm:type_name -> drover.v1.VM
+	22, // 2: drover.v1.AgentChange.datastore:type_name -> drover.v1.Datastore
+	23, // 3: drover.v1.AgentChange.network:type_name -> drover.v1.Network
+	24, // 4: drover.v1.AgentChange.host:type_name -> drover.v1.Host
+	25, // 5: drover.v1.AgentChange.image:type_name -> drover.v1.Image
+	26, // 6: drover.v1.AgentChange.profile:type_name -> drover.v1.PortProfile
+	27, // 7: drover.v1.AgentChange.peer:type_name -> drover.v1.Peer
+	28, // 8: drover.v1.AgentChange.registrations:type_name -> drover.v1.Registrations
+	29, // 9: drover.v1.ReportRequest.host:type_name -> drover.v1.HostStatus
+	9,  // 10: drover.v1.ReportRequest.vms:type_name -> drover.v1.VMReport
+	10, // 11: drover.v1.ReportRequest.datastores:type_name -> drover.v1.DatastoreReport
+	30, // 12: drover.v1.ReportRequest.events:type_name -> drover.v1.Event
+	11, // 13: drover.v1.ReportRequest.samples:type_name -> drover.v1.Sample
+	8,  // 14: drover.v1.ReportRequest.ports:type_name -> drover.v1.PortReport
+	31, // 15: drover.v1.PortReport.status:type_name -> drover.v1.PortStatus
+	32, // 16: drover.v1.VMReport.status:type_name -> drover.v1.VMStatus
+	33, // 17: drover.v1.DatastoreReport.status:type_name -> drover.v1.DatastoreStatus
+	34, // 18: drover.v1.Sample.time:type_name -> google.protobuf.Timestamp
+	35, // 19: drover.v1.ReportResponse.interval:type_name -> google.protobuf.Duration
+	36, // 20: drover.v1.NodeSnapshotRequest.spec:type_name -> drover.v1.VMSpec
+	37, // 21: drover.v1.NodeExecRequest.exec:type_name -> drover.v1.ExecRequest
+	0,  // 22: drover.v1.AttachInput.channel:type_name -> drover.v1.Channel
+	1,  // 23: drover.v1.AgentService.Enroll:input_type -> drover.v1.EnrollRequest
+	3,  // 24: drover.v1.AgentService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 25: drover.v1.AgentService.Watch:input_type -> drover.v1.AgentWatchRequest
+	7,  // 26: drover.v1.AgentService.Report:input_type -> drover.v1.ReportRequest
+	13, // 27: drover.v1.NodeService.Reset:input_type -> drover.v1.NodeVMRequest
+	15, // 28: drover.v1.NodeService.CreateSnapshot:input_type -> drover.v1.NodeSnapshotRequest
+	15, // 29: drover.v1.NodeService.RevertSnapshot:input_type -> drover.v1.NodeSnapshotRequest
+	15, // 30: drover.v1.NodeService.DeleteSnapshot:input_type -> drover.v1.NodeSnapshotRequest
+	17, // 31: drover.v1.NodeService.Exec:input_type -> drover.v1.NodeExecRequest
+	13, // 32: drover.v1.NodeService.Screenshot:input_type -> drover.v1.NodeVMRequest
+	18, // 33: drover.v1.NodeService.Attach:input_type -> drover.v1.AttachInput
+	38, // 34: drover.v1.NodeService.Capture:input_type -> drover.v1.CapturePortRequest
+	39, // 35: drover.v1.NodeService.Trace:input_type -> drover.v1.TracePortRequest
+	40, // 36: drover.v1.NodeService.Table:input_type -> drover.v1.SwitchTableRequest
+	2,  // 37: drover.v1.AgentService.Enroll:output_type -> drover.v1.EnrollResponse
+	4,  // 38: drover.v1.AgentService.Renew:output_type -> drover.v1.RenewResponse
+	6,  // 39: drover.v1.AgentService.Watch:output_type -> drover.v1.AgentChange
+	12, // 40: drover.v1.AgentService.Report:output_type -> drover.v1.ReportResponse
+	14, // 41: drover.v1.NodeService.Reset:output_type -> drover.v1.NodeVMResponse
+	16, // 42: drover.v1.NodeService.CreateSnapshot:output_type -> drover.v1.NodeProgress
+	16, // 43: drover.v1.NodeService.RevertSnapshot:output_type -> drover.v1.NodeProgress
+	16, // 44: drover.v1.NodeService.DeleteSnapshot:output_type -> drover.v1.NodeProgress
+	41, // 45: drover.v1.NodeService.Exec:output_type -> drover.v1.ExecResponse
+	42, // 46: drover.v1.NodeService.Screenshot:output_type -> drover.v1.ScreenshotResponse
+	19, // 47: drover.v1.NodeService.Attach:output_type -> drover.v1.AttachOutput
+	43, // 48: drover.v1.NodeService.Capture:output_type -> drover.v1.CapturePortResponse
+	44, // 49: drover.v1.NodeService.Trace:output_type -> drover.v1.TracePortResponse
+	45, // 50: drover.v1.NodeService.Table:output_type -> drover.v1.SwitchTableResponse
+	37, // [37:51] is the sub-list for method output_type
+	23, // [23:37] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -1560,6 +1723,9 @@ func file_drover_v1_agent_proto_init() {
 	file_drover_v1_image_proto_init()
 	file_drover_v1_meta_proto_init()
 	file_drover_v1_network_proto_init()
+	file_drover_v1_port_proto_init()
+	file_drover_v1_profile_proto_init()
+	file_drover_v1_switch_proto_init()
 	file_drover_v1_vm_proto_init()
 	file_drover_v1_agent_proto_msgTypes[5].OneofWrappers = []any{
 		(*AgentChange_Vm)(nil),
@@ -1567,6 +1733,9 @@ func file_drover_v1_agent_proto_init() {
 		(*AgentChange_Network)(nil),
 		(*AgentChange_Host)(nil),
 		(*AgentChange_Image)(nil),
+		(*AgentChange_Profile)(nil),
+		(*AgentChange_Peer)(nil),
+		(*AgentChange_Registrations)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1574,7 +1743,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

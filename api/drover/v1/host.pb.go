@@ -24,6 +24,65 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type TeamPolicy int32
+
+const (
+	TeamPolicy_TEAM_POLICY_UNSPECIFIED TeamPolicy = 0 // PORT
+	// Each port keeps to one uplink: works with any physical switch.
+	TeamPolicy_TEAM_POLICY_PORT TeamPolicy = 1
+	// Each source MAC keeps to one uplink.
+	TeamPolicy_TEAM_POLICY_MAC TeamPolicy = 2
+	// By source and destination IP; the physical switch must bundle the ports (static EtherChannel).
+	TeamPolicy_TEAM_POLICY_IP TeamPolicy = 3
+	// The first that is up.
+	TeamPolicy_TEAM_POLICY_FAILOVER TeamPolicy = 4
+)
+
+// Enum value maps for TeamPolicy.
+var (
+	TeamPolicy_name = map[int32]string{
+		0: "TEAM_POLICY_UNSPECIFIED",
+		1: "TEAM_POLICY_PORT",
+		2: "TEAM_POLICY_MAC",
+		3: "TEAM_POLICY_IP",
+		4: "TEAM_POLICY_FAILOVER",
+	}
+	TeamPolicy_value = map[string]int32{
+		"TEAM_POLICY_UNSPECIFIED": 0,
+		"TEAM_POLICY_PORT":        1,
+		"TEAM_POLICY_MAC":         2,
+		"TEAM_POLICY_IP":          3,
+		"TEAM_POLICY_FAILOVER":    4,
+	}
+)
+
+func (x TeamPolicy) Enum() *TeamPolicy {
+	p := new(TeamPolicy)
+	*p = x
+	return p
+}
+
+func (x TeamPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TeamPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_drover_v1_host_proto_enumTypes[0].Descriptor()
+}
+
+func (TeamPolicy) Type() protoreflect.EnumType {
+	return &file_drover_v1_host_proto_enumTypes[0]
+}
+
+func (x TeamPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TeamPolicy.Descriptor instead.
+func (TeamPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{0}
+}
+
 type HostPhase int32
 
 const (
@@ -62,11 +121,11 @@ func (x HostPhase) String() string {
 }
 
 func (HostPhase) Descriptor() protoreflect.EnumDescriptor {
-	return file_drover_v1_host_proto_enumTypes[0].Descriptor()
+	return file_drover_v1_host_proto_enumTypes[1].Descriptor()
 }
 
 func (HostPhase) Type() protoreflect.EnumType {
-	return &file_drover_v1_host_proto_enumTypes[0]
+	return &file_drover_v1_host_proto_enumTypes[1]
 }
 
 func (x HostPhase) Number() protoreflect.EnumNumber {
@@ -75,7 +134,7 @@ func (x HostPhase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HostPhase.Descriptor instead.
 func (HostPhase) EnumDescriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{0}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{1}
 }
 
 // Host is a hypervisor machine. It comes to be when a machine joins with a token.
@@ -148,8 +207,12 @@ type HostSpec struct {
 	CpuOvercommit float64 `protobuf:"fixed64,3,opt,name=cpu_overcommit,json=cpuOvercommit,proto3" json:"cpu_overcommit,omitempty"`
 	// Bytes that placement leaves to the host itself. 0 means 512 MiB.
 	MemoryReserveBytes int64 `protobuf:"varint,4,opt,name=memory_reserve_bytes,json=memoryReserveBytes,proto3" json:"memory_reserve_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// How its uplinks work together. Empty: one team "default" of the uplinks that the agent was started with.
+	Teams []*UplinkTeam `protobuf:"bytes,5,rep,name=teams,proto3" json:"teams,omitempty"`
+	// Where other hosts reach it for overlays. Empty: its address on the way to the manager.
+	OverlayAddress string `protobuf:"bytes,6,opt,name=overlay_address,json=overlayAddress,proto3" json:"overlay_address,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *HostSpec) Reset() {
@@ -210,6 +273,118 @@ func (x *HostSpec) GetMemoryReserveBytes() int64 {
 	return 0
 }
 
+func (x *HostSpec) GetTeams() []*UplinkTeam {
+	if x != nil {
+		return x.Teams
+	}
+	return nil
+}
+
+func (x *HostSpec) GetOverlayAddress() string {
+	if x != nil {
+		return x.OverlayAddress
+	}
+	return ""
+}
+
+type UplinkTeam struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DNS label, unique in the host.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Devices, in order of preference.
+	Uplinks []string `protobuf:"bytes,2,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
+	// Devices used only when none of uplinks is up.
+	Standby []string   `protobuf:"bytes,3,rep,name=standby,proto3" json:"standby,omitempty"`
+	Policy  TeamPolicy `protobuf:"varint,4,opt,name=policy,proto3,enum=drover.v1.TeamPolicy" json:"policy,omitempty"`
+	// An uplink that came back is used again after this time. Default 5 s.
+	FailbackDelay *durationpb.Duration `protobuf:"bytes,5,opt,name=failback_delay,json=failbackDelay,proto3" json:"failback_delay,omitempty"`
+	// Never go back to an uplink that came back until the other fails.
+	NoFailback bool `protobuf:"varint,6,opt,name=no_failback,json=noFailback,proto3" json:"no_failback,omitempty"`
+	// Send beacons between the uplinks (three or more to tell which one is cut off) and take one out that hears none.
+	Beacon        bool `protobuf:"varint,7,opt,name=beacon,proto3" json:"beacon,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UplinkTeam) Reset() {
+	*x = UplinkTeam{}
+	mi := &file_drover_v1_host_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UplinkTeam) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UplinkTeam) ProtoMessage() {}
+
+func (x *UplinkTeam) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_host_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UplinkTeam.ProtoReflect.Descriptor instead.
+func (*UplinkTeam) Descriptor() ([]byte, []int) {
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UplinkTeam) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UplinkTeam) GetUplinks() []string {
+	if x != nil {
+		return x.Uplinks
+	}
+	return nil
+}
+
+func (x *UplinkTeam) GetStandby() []string {
+	if x != nil {
+		return x.Standby
+	}
+	return nil
+}
+
+func (x *UplinkTeam) GetPolicy() TeamPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return TeamPolicy_TEAM_POLICY_UNSPECIFIED
+}
+
+func (x *UplinkTeam) GetFailbackDelay() *durationpb.Duration {
+	if x != nil {
+		return x.FailbackDelay
+	}
+	return nil
+}
+
+func (x *UplinkTeam) GetNoFailback() bool {
+	if x != nil {
+		return x.NoFailback
+	}
+	return false
+}
+
+func (x *UplinkTeam) GetBeacon() bool {
+	if x != nil {
+		return x.Beacon
+	}
+	return false
+}
+
 type HostStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Phase         HostPhase              `protobuf:"varint,1,opt,name=phase,proto3,enum=drover.v1.HostPhase" json:"phase,omitempty"`
@@ -239,13 +414,14 @@ type HostStatus struct {
 	// Share of CPU time in use, 0 to 1.
 	CpuLoad            float64                `protobuf:"fixed64,22,opt,name=cpu_load,json=cpuLoad,proto3" json:"cpu_load,omitempty"`
 	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
+	Switch             *SwitchStatus          `protobuf:"bytes,24,opt,name=switch,proto3" json:"switch,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_drover_v1_host_proto_msgTypes[2]
+	mi := &file_drover_v1_host_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +433,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[2]
+	mi := &file_drover_v1_host_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +446,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{2}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HostStatus) GetPhase() HostPhase {
@@ -434,6 +610,128 @@ func (x *HostStatus) GetCertificateExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *HostStatus) GetSwitch() *SwitchStatus {
+	if x != nil {
+		return x.Switch
+	}
+	return nil
+}
+
+// SwitchStatus is a host's part of the distributed switch.
+type SwitchStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Layout of the datapath's maps.
+	Layout int32 `protobuf:"varint,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	// The source address of its tunnels; empty: no overlay.
+	OverlayAddress string `protobuf:"bytes,2,opt,name=overlay_address,json=overlayAddress,proto3" json:"overlay_address,omitempty"`
+	// Largest packet on the way to other hosts, bytes.
+	OverlayMtu int32 `protobuf:"varint,3,opt,name=overlay_mtu,json=overlayMtu,proto3" json:"overlay_mtu,omitempty"`
+	// Key of its encrypted tunnels (WireGuard, base64); empty: it has none.
+	TunnelKey  string `protobuf:"bytes,4,opt,name=tunnel_key,json=tunnelKey,proto3" json:"tunnel_key,omitempty"`
+	TunnelPort int32  `protobuf:"varint,5,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
+	Ports      int32  `protobuf:"varint,6,opt,name=ports,proto3" json:"ports,omitempty"`
+	// Registrations in the datapath, and the revision of the last one taken in.
+	Registrations int32 `protobuf:"varint,7,opt,name=registrations,proto3" json:"registrations,omitempty"`
+	Revision      int64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Programs of others on devices of the switch.
+	ForeignPrograms []string `protobuf:"bytes,9,rep,name=foreign_programs,json=foreignPrograms,proto3" json:"foreign_programs,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SwitchStatus) Reset() {
+	*x = SwitchStatus{}
+	mi := &file_drover_v1_host_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchStatus) ProtoMessage() {}
+
+func (x *SwitchStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_host_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchStatus.ProtoReflect.Descriptor instead.
+func (*SwitchStatus) Descriptor() ([]byte, []int) {
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SwitchStatus) GetLayout() int32 {
+	if x != nil {
+		return x.Layout
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetOverlayAddress() string {
+	if x != nil {
+		return x.OverlayAddress
+	}
+	return ""
+}
+
+func (x *SwitchStatus) GetOverlayMtu() int32 {
+	if x != nil {
+		return x.OverlayMtu
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetTunnelKey() string {
+	if x != nil {
+		return x.TunnelKey
+	}
+	return ""
+}
+
+func (x *SwitchStatus) GetTunnelPort() int32 {
+	if x != nil {
+		return x.TunnelPort
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetPorts() int32 {
+	if x != nil {
+		return x.Ports
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetRegistrations() int32 {
+	if x != nil {
+		return x.Registrations
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SwitchStatus) GetForeignPrograms() []string {
+	if x != nil {
+		return x.ForeignPrograms
+	}
+	return nil
+}
+
 // Accelerator says how guests' instructions are run.
 type Accelerator struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -447,7 +745,7 @@ type Accelerator struct {
 
 func (x *Accelerator) Reset() {
 	*x = Accelerator{}
-	mi := &file_drover_v1_host_proto_msgTypes[3]
+	mi := &file_drover_v1_host_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +757,7 @@ func (x *Accelerator) String() string {
 func (*Accelerator) ProtoMessage() {}
 
 func (x *Accelerator) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[3]
+	mi := &file_drover_v1_host_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +770,7 @@ func (x *Accelerator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accelerator.ProtoReflect.Descriptor instead.
 func (*Accelerator) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{3}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Accelerator) GetName() string {
@@ -500,7 +798,7 @@ type HostNetwork struct {
 
 func (x *HostNetwork) Reset() {
 	*x = HostNetwork{}
-	mi := &file_drover_v1_host_proto_msgTypes[4]
+	mi := &file_drover_v1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +810,7 @@ func (x *HostNetwork) String() string {
 func (*HostNetwork) ProtoMessage() {}
 
 func (x *HostNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[4]
+	mi := &file_drover_v1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +823,7 @@ func (x *HostNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostNetwork.ProtoReflect.Descriptor instead.
 func (*HostNetwork) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{4}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HostNetwork) GetNetwork() string {
@@ -548,16 +846,24 @@ type Uplink struct {
 	Mac    string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	LinkUp bool                   `protobuf:"varint,3,opt,name=link_up,json=linkUp,proto3" json:"link_up,omitempty"`
 	// Mbit/s; 0 if unknown.
-	SpeedMbps     int64  `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
-	Mtu           int32  `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Driver        string `protobuf:"bytes,6,opt,name=driver,proto3" json:"driver,omitempty"`
+	SpeedMbps int64  `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
+	Mtu       int32  `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Driver    string `protobuf:"bytes,6,opt,name=driver,proto3" json:"driver,omitempty"`
+	Team      string `protobuf:"bytes,7,opt,name=team,proto3" json:"team,omitempty"`
+	// Frames go out by it now.
+	Active bool `protobuf:"varint,8,opt,name=active,proto3" json:"active,omitempty"`
+	// Why not, in words.
+	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What is at the other end of the cable, as LLDP or CDP tell.
+	Neighbor      *Neighbor     `protobuf:"bytes,10,opt,name=neighbor,proto3" json:"neighbor,omitempty"`
+	Counters      *PortCounters `protobuf:"bytes,11,opt,name=counters,proto3" json:"counters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Uplink) Reset() {
 	*x = Uplink{}
-	mi := &file_drover_v1_host_proto_msgTypes[5]
+	mi := &file_drover_v1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +875,7 @@ func (x *Uplink) String() string {
 func (*Uplink) ProtoMessage() {}
 
 func (x *Uplink) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[5]
+	mi := &file_drover_v1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +888,7 @@ func (x *Uplink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uplink.ProtoReflect.Descriptor instead.
 func (*Uplink) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{5}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Uplink) GetName() string {
@@ -627,6 +933,143 @@ func (x *Uplink) GetDriver() string {
 	return ""
 }
 
+func (x *Uplink) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *Uplink) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *Uplink) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Uplink) GetNeighbor() *Neighbor {
+	if x != nil {
+		return x.Neighbor
+	}
+	return nil
+}
+
+func (x *Uplink) GetCounters() *PortCounters {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+// Neighbor is the physical port that an uplink is in.
+type Neighbor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "lldp" or "cdp".
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Chassis       string                 `protobuf:"bytes,2,opt,name=chassis,proto3" json:"chassis,omitempty"`
+	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	System        string                 `protobuf:"bytes,4,opt,name=system,proto3" json:"system,omitempty"`
+	Description   string                 `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	Addresses     []string               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Vlan          int32                  `protobuf:"varint,7,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	Seen          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbor) Reset() {
+	*x = Neighbor{}
+	mi := &file_drover_v1_host_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbor) ProtoMessage() {}
+
+func (x *Neighbor) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_host_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
+func (*Neighbor) Descriptor() ([]byte, []int) {
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Neighbor) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Neighbor) GetChassis() string {
+	if x != nil {
+		return x.Chassis
+	}
+	return ""
+}
+
+func (x *Neighbor) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Neighbor) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Neighbor) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Neighbor) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Neighbor) GetVlan() int32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *Neighbor) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
 type CreateJoinTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name that the host will have; empty lets the machine choose its hostname.
@@ -640,7 +1083,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_drover_v1_host_proto_msgTypes[6]
+	mi := &file_drover_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +1095,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[6]
+	mi := &file_drover_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +1108,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateJoinTokenRequest) GetHost() string {
@@ -700,7 +1143,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_drover_v1_host_proto_msgTypes[7]
+	mi := &file_drover_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +1155,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[7]
+	mi := &file_drover_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +1168,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinToken) GetToken() string {
@@ -756,7 +1199,7 @@ type HostList struct {
 
 func (x *HostList) Reset() {
 	*x = HostList{}
-	mi := &file_drover_v1_host_proto_msgTypes[8]
+	mi := &file_drover_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +1211,7 @@ func (x *HostList) String() string {
 func (*HostList) ProtoMessage() {}
 
 func (x *HostList) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[8]
+	mi := &file_drover_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +1224,7 @@ func (x *HostList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostList.ProtoReflect.Descriptor instead.
 func (*HostList) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostList) GetHosts() []*Host {
@@ -823,7 +1266,7 @@ type HostChange struct {
 
 func (x *HostChange) Reset() {
 	*x = HostChange{}
-	mi := &file_drover_v1_host_proto_msgTypes[9]
+	mi := &file_drover_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1278,7 @@ func (x *HostChange) String() string {
 func (*HostChange) ProtoMessage() {}
 
 func (x *HostChange) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[9]
+	mi := &file_drover_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1291,7 @@ func (x *HostChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostChange.ProtoReflect.Descriptor instead.
 func (*HostChange) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HostChange) GetKind() ChangeKind {
@@ -886,7 +1329,7 @@ type UpdateHostRequest struct {
 
 func (x *UpdateHostRequest) Reset() {
 	*x = UpdateHostRequest{}
-	mi := &file_drover_v1_host_proto_msgTypes[10]
+	mi := &file_drover_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1341,7 @@ func (x *UpdateHostRequest) String() string {
 func (*UpdateHostRequest) ProtoMessage() {}
 
 func (x *UpdateHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_host_proto_msgTypes[10]
+	mi := &file_drover_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1354,7 @@ func (x *UpdateHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateHostRequest.ProtoReflect.Descriptor instead.
 func (*UpdateHostRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateHostRequest) GetHost() *Host {
@@ -939,16 +1382,28 @@ var File_drover_v1_host_proto protoreflect.FileDescriptor
 
 const file_drover_v1_host_proto_rawDesc = "" +
 	"\n" +
-	"\x14drover/v1/host.proto\x12\tdrover.v1\x1a\x14drover/v1/meta.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n" +
+	"\x14drover/v1/host.proto\x12\tdrover.v1\x1a\x14drover/v1/meta.proto\x1a\x14drover/v1/port.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n" +
 	"\x04Host\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.drover.v1.HostSpecR\x04spec\x12-\n" +
-	"\x06status\x18\x03 \x01(\v2\x15.drover.v1.HostStatusR\x06status\"\x93\x01\n" +
+	"\x06status\x18\x03 \x01(\v2\x15.drover.v1.HostStatusR\x06status\"\xe9\x01\n" +
 	"\bHostSpec\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1a\n" +
 	"\bcordoned\x18\x02 \x01(\bR\bcordoned\x12%\n" +
 	"\x0ecpu_overcommit\x18\x03 \x01(\x01R\rcpuOvercommit\x120\n" +
-	"\x14memory_reserve_bytes\x18\x04 \x01(\x03R\x12memoryReserveBytes\"\xa1\a\n" +
+	"\x14memory_reserve_bytes\x18\x04 \x01(\x03R\x12memoryReserveBytes\x12+\n" +
+	"\x05teams\x18\x05 \x03(\v2\x15.drover.v1.UplinkTeamR\x05teams\x12'\n" +
+	"\x0foverlay_address\x18\x06 \x01(\tR\x0eoverlayAddress\"\xfe\x01\n" +
+	"\n" +
+	"UplinkTeam\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\auplinks\x18\x02 \x03(\tR\auplinks\x12\x18\n" +
+	"\astandby\x18\x03 \x03(\tR\astandby\x12-\n" +
+	"\x06policy\x18\x04 \x01(\x0e2\x15.drover.v1.TeamPolicyR\x06policy\x12@\n" +
+	"\x0efailback_delay\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rfailbackDelay\x12\x1f\n" +
+	"\vno_failback\x18\x06 \x01(\bR\n" +
+	"noFailback\x12\x16\n" +
+	"\x06beacon\x18\a \x01(\bR\x06beacon\"\xd2\a\n" +
 	"\n" +
 	"HostStatus\x12*\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x14.drover.v1.HostPhaseR\x05phase\x12A\n" +
@@ -977,13 +1432,27 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"conditions\x18\x15 \x03(\v2\x14.drover.v1.ConditionR\n" +
 	"conditions\x12\x19\n" +
 	"\bcpu_load\x18\x16 \x01(\x01R\acpuLoad\x12K\n" +
-	"\x13certificate_expires\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\"9\n" +
+	"\x13certificate_expires\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
+	"\x06switch\x18\x18 \x01(\v2\x17.drover.v1.SwitchStatusR\x06switch\"\xb3\x02\n" +
+	"\fSwitchStatus\x12\x16\n" +
+	"\x06layout\x18\x01 \x01(\x05R\x06layout\x12'\n" +
+	"\x0foverlay_address\x18\x02 \x01(\tR\x0eoverlayAddress\x12\x1f\n" +
+	"\voverlay_mtu\x18\x03 \x01(\x05R\n" +
+	"overlayMtu\x12\x1d\n" +
+	"\n" +
+	"tunnel_key\x18\x04 \x01(\tR\ttunnelKey\x12\x1f\n" +
+	"\vtunnel_port\x18\x05 \x01(\x05R\n" +
+	"tunnelPort\x12\x14\n" +
+	"\x05ports\x18\x06 \x01(\x05R\x05ports\x12$\n" +
+	"\rregistrations\x18\a \x01(\x05R\rregistrations\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x03R\brevision\x12)\n" +
+	"\x10foreign_programs\x18\t \x03(\tR\x0fforeignPrograms\"9\n" +
 	"\vAccelerator\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"?\n" +
 	"\vHostNetwork\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
-	"\x06uplink\x18\x02 \x01(\tR\x06uplink\"\x90\x01\n" +
+	"\x06uplink\x18\x02 \x01(\tR\x06uplink\"\xba\x02\n" +
 	"\x06Uplink\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x17\n" +
@@ -991,7 +1460,22 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"speed_mbps\x18\x04 \x01(\x03R\tspeedMbps\x12\x10\n" +
 	"\x03mtu\x18\x05 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06driver\x18\x06 \x01(\tR\x06driver\"w\n" +
+	"\x06driver\x18\x06 \x01(\tR\x06driver\x12\x12\n" +
+	"\x04team\x18\a \x01(\tR\x04team\x12\x16\n" +
+	"\x06active\x18\b \x01(\bR\x06active\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12/\n" +
+	"\bneighbor\x18\n" +
+	" \x01(\v2\x13.drover.v1.NeighborR\bneighbor\x123\n" +
+	"\bcounters\x18\v \x01(\v2\x17.drover.v1.PortCountersR\bcounters\"\xf0\x01\n" +
+	"\bNeighbor\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
+	"\achassis\x18\x02 \x01(\tR\achassis\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12\x16\n" +
+	"\x06system\x18\x04 \x01(\tR\x06system\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12\x1c\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x12\n" +
+	"\x04vlan\x18\a \x01(\x05R\x04vlan\x12.\n" +
+	"\x04seen\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"w\n" +
 	"\x16CreateJoinTokenRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x125\n" +
@@ -1013,7 +1497,14 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\x11UpdateHostRequest\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.drover.v1.HostR\x04host\x12.\n" +
 	"\x04mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\x04mask\x12#\n" +
-	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly*q\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly*\x82\x01\n" +
+	"\n" +
+	"TeamPolicy\x12\x1b\n" +
+	"\x17TEAM_POLICY_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10TEAM_POLICY_PORT\x10\x01\x12\x13\n" +
+	"\x0fTEAM_POLICY_MAC\x10\x02\x12\x12\n" +
+	"\x0eTEAM_POLICY_IP\x10\x03\x12\x18\n" +
+	"\x14TEAM_POLICY_FAILOVER\x10\x04*q\n" +
 	"\tHostPhase\x12\x1a\n" +
 	"\x16HOST_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12HOST_PHASE_JOINING\x10\x01\x12\x14\n" +
@@ -1039,68 +1530,80 @@ func file_drover_v1_host_proto_rawDescGZIP() []byte {
 	return file_drover_v1_host_proto_rawDescData
 }
 
-var file_drover_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_drover_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_drover_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_drover_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_drover_v1_host_proto_goTypes = []any{
-	(HostPhase)(0),                 // 0: drover.v1.HostPhase
-	(*Host)(nil),                   // 1: drover.v1.Host
-	(*HostSpec)(nil),               // 2: drover.v1.HostSpec
-	(*HostStatus)(nil),             // 3: drover.v1.HostStatus
-	(*Accelerator)(nil),            // 4: drover.v1.Accelerator
-	(*HostNetwork)(nil),            // 5: drover.v1.HostNetwork
-	(*Uplink)(nil),                 // 6: drover.v1.Uplink
-	(*CreateJoinTokenRequest)(nil), // 7: drover.v1.CreateJoinTokenRequest
-	(*JoinToken)(nil),              // 8: drover.v1.JoinToken
-	(*HostList)(nil),               // 9: drover.v1.HostList
-	(*HostChange)(nil),             // 10: drover.v1.HostChange
-	(*UpdateHostRequest)(nil),      // 11: drover.v1.UpdateHostRequest
-	(*Meta)(nil),                   // 12: drover.v1.Meta
-	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
-	(*Condition)(nil),              // 14: drover.v1.Condition
-	(*durationpb.Duration)(nil),    // 15: google.protobuf.Duration
-	(ChangeKind)(0),                // 16: drover.v1.ChangeKind
-	(*fieldmaskpb.FieldMask)(nil),  // 17: google.protobuf.FieldMask
-	(*GetRequest)(nil),             // 18: drover.v1.GetRequest
-	(*ListRequest)(nil),            // 19: drover.v1.ListRequest
-	(*WatchRequest)(nil),           // 20: drover.v1.WatchRequest
-	(*DeleteRequest)(nil),          // 21: drover.v1.DeleteRequest
+	(TeamPolicy)(0),                // 0: drover.v1.TeamPolicy
+	(HostPhase)(0),                 // 1: drover.v1.HostPhase
+	(*Host)(nil),                   // 2: drover.v1.Host
+	(*HostSpec)(nil),               // 3: drover.v1.HostSpec
+	(*UplinkTeam)(nil),             // 4: drover.v1.UplinkTeam
+	(*HostStatus)(nil),             // 5: drover.v1.HostStatus
+	(*SwitchStatus)(nil),           // 6: drover.v1.SwitchStatus
+	(*Accelerator)(nil),            // 7: drover.v1.Accelerator
+	(*HostNetwork)(nil),            // 8: drover.v1.HostNetwork
+	(*Uplink)(nil),                 // 9: drover.v1.Uplink
+	(*Neighbor)(nil),               // 10: drover.v1.Neighbor
+	(*CreateJoinTokenRequest)(nil), // 11: drover.v1.CreateJoinTokenRequest
+	(*JoinToken)(nil),              // 12: drover.v1.JoinToken
+	(*HostList)(nil),               // 13: drover.v1.HostList
+	(*HostChange)(nil),             // 14: drover.v1.HostChange
+	(*UpdateHostRequest)(nil),      // 15: drover.v1.UpdateHostRequest
+	(*Meta)(nil),                   // 16: drover.v1.Meta
+	(*durationpb.Duration)(nil),    // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 18: google.protobuf.Timestamp
+	(*Condition)(nil),              // 19: drover.v1.Condition
+	(*PortCounters)(nil),           // 20: drover.v1.PortCounters
+	(ChangeKind)(0),                // 21: drover.v1.ChangeKind
+	(*fieldmaskpb.FieldMask)(nil),  // 22: google.protobuf.FieldMask
+	(*GetRequest)(nil),             // 23: drover.v1.GetRequest
+	(*ListRequest)(nil),            // 24: drover.v1.ListRequest
+	(*WatchRequest)(nil),           // 25: drover.v1.WatchRequest
+	(*DeleteRequest)(nil),          // 26: drover.v1.DeleteRequest
 }
 var file_drover_v1_host_proto_depIdxs = []int32{
-	12, // 0: drover.v1.Host.meta:type_name -> drover.v1.Meta
-	2,  // 1: drover.v1.Host.spec:type_name -> drover.v1.HostSpec
-	3,  // 2: drover.v1.Host.status:type_name -> drover.v1.HostStatus
-	0,  // 3: drover.v1.HostStatus.phase:type_name -> drover.v1.HostPhase
-	13, // 4: drover.v1.HostStatus.last_heartbeat:type_name -> google.protobuf.Timestamp
-	4,  // 5: drover.v1.HostStatus.accelerator:type_name -> drover.v1.Accelerator
-	5,  // 6: drover.v1.HostStatus.networks:type_name -> drover.v1.HostNetwork
-	6,  // 7: drover.v1.HostStatus.uplinks:type_name -> drover.v1.Uplink
-	13, // 8: drover.v1.HostStatus.boot_time:type_name -> google.protobuf.Timestamp
-	14, // 9: drover.v1.HostStatus.conditions:type_name -> drover.v1.Condition
-	13, // 10: drover.v1.HostStatus.certificate_expires:type_name -> google.protobuf.Timestamp
-	15, // 11: drover.v1.CreateJoinTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	13, // 12: drover.v1.JoinToken.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 13: drover.v1.HostList.hosts:type_name -> drover.v1.Host
-	16, // 14: drover.v1.HostChange.kind:type_name -> drover.v1.ChangeKind
-	1,  // 15: drover.v1.HostChange.host:type_name -> drover.v1.Host
-	1,  // 16: drover.v1.UpdateHostRequest.host:type_name -> drover.v1.Host
-	17, // 17: drover.v1.UpdateHostRequest.mask:type_name -> google.protobuf.FieldMask
-	18, // 18: drover.v1.HostService.Get:input_type -> drover.v1.GetRequest
-	19, // 19: drover.v1.HostService.List:input_type -> drover.v1.ListRequest
-	20, // 20: drover.v1.HostService.Watch:input_type -> drover.v1.WatchRequest
-	11, // 21: drover.v1.HostService.Update:input_type -> drover.v1.UpdateHostRequest
-	21, // 22: drover.v1.HostService.Delete:input_type -> drover.v1.DeleteRequest
-	7,  // 23: drover.v1.HostService.CreateJoinToken:input_type -> drover.v1.CreateJoinTokenRequest
-	1,  // 24: drover.v1.HostService.Get:output_type -> drover.v1.Host
-	9,  // 25: drover.v1.HostService.List:output_type -> drover.v1.HostList
-	10, // 26: drover.v1.HostService.Watch:output_type -> drover.v1.HostChange
-	1,  // 27: drover.v1.HostService.Update:output_type -> drover.v1.Host
-	1,  // 28: drover.v1.HostService.Delete:output_type -> drover.v1.Host
-	8,  // 29: drover.v1.HostService.CreateJoinToken:output_type -> drover.v1.JoinToken
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	16, // 0: drover.v1.Host.meta:type_name -> drover.v1.Meta
+	3,  // 1: drover.v1.Host.spec:type_name -> drover.v1.HostSpec
+	5,  // 2: drover.v1.Host.status:type_name -> drover.v1.HostStatus
+	4,  // 3: drover.v1.HostSpec.teams:type_name -> drover.v1.UplinkTeam
+	0,  // 4: drover.v1.UplinkTeam.policy:type_name -> drover.v1.TeamPolicy
+	17, // 5: drover.v1.UplinkTeam.failback_delay:type_name -> google.protobuf.Duration
+	1,  // 6: drover.v1.HostStatus.phase:type_name -> drover.v1.HostPhase
+	18, // 7: drover.v1.HostStatus.last_heartbeat:type_name -> google.protobuf.Timestamp
+	7,  // 8: drover.v1.HostStatus.accelerator:type_name -> drover.v1.Accelerator
+	8,  // 9: drover.v1.HostStatus.networks:type_name -> drover.v1.HostNetwork
+	9,  // 10: drover.v1.HostStatus.uplinks:type_name -> drover.v1.Uplink
+	18, // 11: drover.v1.HostStatus.boot_time:type_name -> google.protobuf.Timestamp
+	19, // 12: drover.v1.HostStatus.conditions:type_name -> drover.v1.Condition
+	18, // 13: drover.v1.HostStatus.certificate_expires:type_name -> google.protobuf.Timestamp
+	6,  // 14: drover.v1.HostStatus.switch:type_name -> drover.v1.SwitchStatus
+	10, // 15: drover.v1.Uplink.neighbor:type_name -> drover.v1.Neighbor
+	20, // 16: drover.v1.Uplink.counters:type_name -> drover.v1.PortCounters
+	18, // 17: drover.v1.Neighbor.seen:type_name -> google.protobuf.Timestamp
+	17, // 18: drover.v1.CreateJoinTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	18, // 19: drover.v1.JoinToken.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 20: drover.v1.HostList.hosts:type_name -> drover.v1.Host
+	21, // 21: drover.v1.HostChange.kind:type_name -> drover.v1.ChangeKind
+	2,  // 22: drover.v1.HostChange.host:type_name -> drover.v1.Host
+	2,  // 23: drover.v1.UpdateHostRequest.host:type_name -> drover.v1.Host
+	22, // 24: drover.v1.UpdateHostRequest.mask:type_name -> google.protobuf.FieldMask
+	23, // 25: drover.v1.HostService.Get:input_type -> drover.v1.GetRequest
+	24, // 26: drover.v1.HostService.List:input_type -> drover.v1.ListRequest
+	25, // 27: drover.v1.HostService.Watch:input_type -> drover.v1.WatchRequest
+	15, // 28: drover.v1.HostService.Update:input_type -> drover.v1.UpdateHostRequest
+	26, // 29: drover.v1.HostService.Delete:input_type -> drover.v1.DeleteRequest
+	11, // 30: drover.v1.HostService.CreateJoinToken:input_type -> drover.v1.CreateJoinTokenRequest
+	2,  // 31: drover.v1.HostService.Get:output_type -> drover.v1.Host
+	13, // 32: drover.v1.HostService.List:output_type -> drover.v1.HostList
+	14, // 33: drover.v1.HostService.Watch:output_type -> drover.v1.HostChange
+	2,  // 34: drover.v1.HostService.Update:output_type -> drover.v1.Host
+	2,  // 35: drover.v1.HostService.Delete:output_type -> drover.v1.Host
+	12, // 36: drover.v1.HostService.CreateJoinToken:output_type -> drover.v1.JoinToken
+	31, // [31:37] is the sub-list for method output_type
+	25, // [25:31] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_host_proto_init() }
@@ -1109,13 +1612,14 @@ func file_drover_v1_host_proto_init() {
 		return
 	}
 	file_drover_v1_meta_proto_init()
+	file_drover_v1_port_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_host_proto_rawDesc), len(file_drover_v1_host_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   11,
+			NumEnums:      2,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

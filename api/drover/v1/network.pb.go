@@ -22,8 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Network is one layer-2 segment. Today a record, and a plain bridge on each host that says
-// it has an uplink for it; the distributed switch builds on the same record.
+// Network is one layer-2 segment of the distributed switch: a VLAN on the uplinks, an overlay between hosts, or both (stretched).
 type Network struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -84,15 +83,30 @@ func (x *Network) GetStatus() *NetworkStatus {
 	return nil
 }
 
+// NetworkSpec: with neither physical nor overlay the network is an overlay.
 type NetworkSpec struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
 	// Sites that it spans; empty means all.
 	Sites []string `protobuf:"bytes,2,rep,name=sites,proto3" json:"sites,omitempty"`
-	// 1280 to 9216; 0 means 1500.
+	// Bytes that a frame may carry behind its Ethernet header: 1280 to 9216. 0 means 1500, or what an overlay leaves of 1500:
+	// 1430, 1350 if it is encrypted.
 	Mtu int32 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	// IPv4 or IPv6 prefix in use on it, for people and for address checks; may be empty.
-	Prefixes      []string `protobuf:"bytes,4,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	Prefixes []string `protobuf:"bytes,4,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	// Its side on the uplinks; absent: none.
+	Physical *PhysicalSegment `protobuf:"bytes,5,opt,name=physical,proto3" json:"physical,omitempty"`
+	// Its side between hosts; absent: none.
+	Overlay *Overlay `protobuf:"bytes,6,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	// Number of the network in the datapath and on the overlay (VNI), 1 to 16777215, unique. 0 lets the manager choose; then it never changes.
+	Vni int32 `protobuf:"varint,7,opt,name=vni,proto3" json:"vni,omitempty"`
+	// Port profile of NICs that name none. Empty: "default".
+	Profile      string        `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`
+	PrivateVlans *PrivateVLANs `protobuf:"bytes,9,opt,name=private_vlans,json=privateVlans,proto3" json:"private_vlans,omitempty"`
+	// Multicast goes to every port, not to members of the group only.
+	NoSnooping bool `protobuf:"varint,10,opt,name=no_snooping,json=noSnooping,proto3" json:"no_snooping,omitempty"`
+	// ARP and neighbour solicitations are flooded, not answered by the switch.
+	NoProxy       bool `protobuf:"varint,11,opt,name=no_proxy,json=noProxy,proto3" json:"no_proxy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,18 +169,237 @@ func (x *NetworkSpec) GetPrefixes() []string {
 	return nil
 }
 
+func (x *NetworkSpec) GetPhysical() *PhysicalSegment {
+	if x != nil {
+		return x.Physical
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetOverlay() *Overlay {
+	if x != nil {
+		return x.Overlay
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetVni() int32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *NetworkSpec) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *NetworkSpec) GetPrivateVlans() *PrivateVLANs {
+	if x != nil {
+		return x.PrivateVlans
+	}
+	return nil
+}
+
+func (x *NetworkSpec) GetNoSnooping() bool {
+	if x != nil {
+		return x.NoSnooping
+	}
+	return false
+}
+
+func (x *NetworkSpec) GetNoProxy() bool {
+	if x != nil {
+		return x.NoProxy
+	}
+	return false
+}
+
+// PhysicalSegment is a network's side on the hosts' uplinks.
+type PhysicalSegment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// VLAN on the uplinks, 1 to 4094; 0: untagged.
+	Vlan int32 `protobuf:"varint,1,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	// VLAN in single sites, where it differs.
+	SiteVlans map[string]int32 `protobuf:"bytes,2,rep,name=site_vlans,json=siteVlans,proto3" json:"site_vlans,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Team of uplinks on each host. Empty: "default".
+	Team          string `protobuf:"bytes,3,opt,name=team,proto3" json:"team,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PhysicalSegment) Reset() {
+	*x = PhysicalSegment{}
+	mi := &file_drover_v1_network_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PhysicalSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PhysicalSegment) ProtoMessage() {}
+
+func (x *PhysicalSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_network_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PhysicalSegment.ProtoReflect.Descriptor instead.
+func (*PhysicalSegment) Descriptor() ([]byte, []int) {
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PhysicalSegment) GetVlan() int32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *PhysicalSegment) GetSiteVlans() map[string]int32 {
+	if x != nil {
+		return x.SiteVlans
+	}
+	return nil
+}
+
+func (x *PhysicalSegment) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+// Overlay is a network's side between hosts: VXLAN (RFC 7348).
+type Overlay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Between hosts of different sites its packets are encrypted (WireGuard).
+	Encrypted     bool `protobuf:"varint,1,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Overlay) Reset() {
+	*x = Overlay{}
+	mi := &file_drover_v1_network_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Overlay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Overlay) ProtoMessage() {}
+
+func (x *Overlay) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_network_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Overlay.ProtoReflect.Descriptor instead.
+func (*Overlay) Descriptor() ([]byte, []int) {
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Overlay) GetEncrypted() bool {
+	if x != nil {
+		return x.Encrypted
+	}
+	return false
+}
+
+// PrivateVLANs (RFC 5517). The roles of ports are in their profiles; this is how they look on the uplinks.
+type PrivateVLANs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// VLAN that isolated ports' frames carry on the uplinks; 0: the network's own.
+	IsolatedVlan int32 `protobuf:"varint,1,opt,name=isolated_vlan,json=isolatedVlan,proto3" json:"isolated_vlan,omitempty"`
+	// Secondary VLANs of communities, by the communities' number, 1 to 65535.
+	CommunityVlans map[int32]int32 `protobuf:"bytes,2,rep,name=community_vlans,json=communityVlans,proto3" json:"community_vlans,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PrivateVLANs) Reset() {
+	*x = PrivateVLANs{}
+	mi := &file_drover_v1_network_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrivateVLANs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrivateVLANs) ProtoMessage() {}
+
+func (x *PrivateVLANs) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_network_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrivateVLANs.ProtoReflect.Descriptor instead.
+func (*PrivateVLANs) Descriptor() ([]byte, []int) {
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PrivateVLANs) GetIsolatedVlan() int32 {
+	if x != nil {
+		return x.IsolatedVlan
+	}
+	return 0
+}
+
+func (x *PrivateVLANs) GetCommunityVlans() map[int32]int32 {
+	if x != nil {
+		return x.CommunityVlans
+	}
+	return nil
+}
+
 type NetworkStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Hosts that have an uplink for it.
-	Hosts         []string `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	Nics          int32    `protobuf:"varint,2,opt,name=nics,proto3" json:"nics,omitempty"`
+	// Hosts that can connect VMs to it.
+	Hosts []string `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Nics  int32    `protobuf:"varint,2,opt,name=nics,proto3" json:"nics,omitempty"`
+	// As chosen.
+	Vni int32 `protobuf:"varint,3,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mtu int32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// Hosts that can't, and why.
+	Conditions    []*Condition `protobuf:"bytes,5,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkStatus) Reset() {
 	*x = NetworkStatus{}
-	mi := &file_drover_v1_network_proto_msgTypes[2]
+	mi := &file_drover_v1_network_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -178,7 +411,7 @@ func (x *NetworkStatus) String() string {
 func (*NetworkStatus) ProtoMessage() {}
 
 func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_network_proto_msgTypes[2]
+	mi := &file_drover_v1_network_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -191,7 +424,7 @@ func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
 func (*NetworkStatus) Descriptor() ([]byte, []int) {
-	return file_drover_v1_network_proto_rawDescGZIP(), []int{2}
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NetworkStatus) GetHosts() []string {
@@ -208,6 +441,27 @@ func (x *NetworkStatus) GetNics() int32 {
 	return 0
 }
 
+func (x *NetworkStatus) GetVni() int32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetMtu() int32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
 type NetworkList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Networks      []*Network             `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
@@ -222,7 +476,7 @@ type NetworkList struct {
 
 func (x *NetworkList) Reset() {
 	*x = NetworkList{}
-	mi := &file_drover_v1_network_proto_msgTypes[3]
+	mi := &file_drover_v1_network_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +488,7 @@ func (x *NetworkList) String() string {
 func (*NetworkList) ProtoMessage() {}
 
 func (x *NetworkList) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_network_proto_msgTypes[3]
+	mi := &file_drover_v1_network_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +501,7 @@ func (x *NetworkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkList.ProtoReflect.Descriptor instead.
 func (*NetworkList) Descriptor() ([]byte, []int) {
-	return file_drover_v1_network_proto_rawDescGZIP(), []int{3}
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NetworkList) GetNetworks() []*Network {
@@ -289,7 +543,7 @@ type NetworkChange struct {
 
 func (x *NetworkChange) Reset() {
 	*x = NetworkChange{}
-	mi := &file_drover_v1_network_proto_msgTypes[4]
+	mi := &file_drover_v1_network_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +555,7 @@ func (x *NetworkChange) String() string {
 func (*NetworkChange) ProtoMessage() {}
 
 func (x *NetworkChange) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_network_proto_msgTypes[4]
+	mi := &file_drover_v1_network_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +568,7 @@ func (x *NetworkChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkChange.ProtoReflect.Descriptor instead.
 func (*NetworkChange) Descriptor() ([]byte, []int) {
-	return file_drover_v1_network_proto_rawDescGZIP(), []int{4}
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NetworkChange) GetKind() ChangeKind {
@@ -349,7 +603,7 @@ type CreateNetworkRequest struct {
 
 func (x *CreateNetworkRequest) Reset() {
 	*x = CreateNetworkRequest{}
-	mi := &file_drover_v1_network_proto_msgTypes[5]
+	mi := &file_drover_v1_network_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +615,7 @@ func (x *CreateNetworkRequest) String() string {
 func (*CreateNetworkRequest) ProtoMessage() {}
 
 func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_network_proto_msgTypes[5]
+	mi := &file_drover_v1_network_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +628,7 @@ func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_network_proto_rawDescGZIP(), []int{5}
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateNetworkRequest) GetNetwork() *Network {
@@ -405,7 +659,7 @@ type UpdateNetworkRequest struct {
 
 func (x *UpdateNetworkRequest) Reset() {
 	*x = UpdateNetworkRequest{}
-	mi := &file_drover_v1_network_proto_msgTypes[6]
+	mi := &file_drover_v1_network_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +671,7 @@ func (x *UpdateNetworkRequest) String() string {
 func (*UpdateNetworkRequest) ProtoMessage() {}
 
 func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_network_proto_msgTypes[6]
+	mi := &file_drover_v1_network_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +684,7 @@ func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_network_proto_rawDescGZIP(), []int{6}
+	return file_drover_v1_network_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateNetworkRequest) GetNetwork() *Network {
@@ -462,15 +716,45 @@ const file_drover_v1_network_proto_rawDesc = "" +
 	"\aNetwork\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12*\n" +
 	"\x04spec\x18\x02 \x01(\v2\x16.drover.v1.NetworkSpecR\x04spec\x120\n" +
-	"\x06status\x18\x03 \x01(\v2\x18.drover.v1.NetworkStatusR\x06status\"s\n" +
+	"\x06status\x18\x03 \x01(\v2\x18.drover.v1.NetworkStatusR\x06status\"\xff\x02\n" +
 	"\vNetworkSpec\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x12\x14\n" +
 	"\x05sites\x18\x02 \x03(\tR\x05sites\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\x05R\x03mtu\x12\x1a\n" +
-	"\bprefixes\x18\x04 \x03(\tR\bprefixes\"9\n" +
+	"\bprefixes\x18\x04 \x03(\tR\bprefixes\x126\n" +
+	"\bphysical\x18\x05 \x01(\v2\x1a.drover.v1.PhysicalSegmentR\bphysical\x12,\n" +
+	"\aoverlay\x18\x06 \x01(\v2\x12.drover.v1.OverlayR\aoverlay\x12\x10\n" +
+	"\x03vni\x18\a \x01(\x05R\x03vni\x12\x18\n" +
+	"\aprofile\x18\b \x01(\tR\aprofile\x12<\n" +
+	"\rprivate_vlans\x18\t \x01(\v2\x17.drover.v1.PrivateVLANsR\fprivateVlans\x12\x1f\n" +
+	"\vno_snooping\x18\n" +
+	" \x01(\bR\n" +
+	"noSnooping\x12\x19\n" +
+	"\bno_proxy\x18\v \x01(\bR\anoProxy\"\xc1\x01\n" +
+	"\x0fPhysicalSegment\x12\x12\n" +
+	"\x04vlan\x18\x01 \x01(\x05R\x04vlan\x12H\n" +
+	"\n" +
+	"site_vlans\x18\x02 \x03(\v2).drover.v1.PhysicalSegment.SiteVlansEntryR\tsiteVlans\x12\x12\n" +
+	"\x04team\x18\x03 \x01(\tR\x04team\x1a<\n" +
+	"\x0eSiteVlansEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"'\n" +
+	"\aOverlay\x12\x1c\n" +
+	"\tencrypted\x18\x01 \x01(\bR\tencrypted\"\xcc\x01\n" +
+	"\fPrivateVLANs\x12#\n" +
+	"\risolated_vlan\x18\x01 \x01(\x05R\fisolatedVlan\x12T\n" +
+	"\x0fcommunity_vlans\x18\x02 \x03(\v2+.drover.v1.PrivateVLANs.CommunityVlansEntryR\x0ecommunityVlans\x1aA\n" +
+	"\x13CommunityVlansEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x05R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x93\x01\n" +
 	"\rNetworkStatus\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x12\n" +
-	"\x04nics\x18\x02 \x01(\x05R\x04nics\"\x97\x01\n" +
+	"\x04nics\x18\x02 \x01(\x05R\x04nics\x12\x10\n" +
+	"\x03vni\x18\x03 \x01(\x05R\x03vni\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\x05R\x03mtu\x124\n" +
+	"\n" +
+	"conditions\x18\x05 \x03(\v2\x14.drover.v1.ConditionR\n" +
+	"conditions\"\x97\x01\n" +
 	"\vNetworkList\x12.\n" +
 	"\bnetworks\x18\x01 \x03(\v2\x12.drover.v1.NetworkR\bnetworks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
@@ -507,50 +791,62 @@ func file_drover_v1_network_proto_rawDescGZIP() []byte {
 	return file_drover_v1_network_proto_rawDescData
 }
 
-var file_drover_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_drover_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_drover_v1_network_proto_goTypes = []any{
 	(*Network)(nil),               // 0: drover.v1.Network
 	(*NetworkSpec)(nil),           // 1: drover.v1.NetworkSpec
-	(*NetworkStatus)(nil),         // 2: drover.v1.NetworkStatus
-	(*NetworkList)(nil),           // 3: drover.v1.NetworkList
-	(*NetworkChange)(nil),         // 4: drover.v1.NetworkChange
-	(*CreateNetworkRequest)(nil),  // 5: drover.v1.CreateNetworkRequest
-	(*UpdateNetworkRequest)(nil),  // 6: drover.v1.UpdateNetworkRequest
-	(*Meta)(nil),                  // 7: drover.v1.Meta
-	(ChangeKind)(0),               // 8: drover.v1.ChangeKind
-	(*fieldmaskpb.FieldMask)(nil), // 9: google.protobuf.FieldMask
-	(*GetRequest)(nil),            // 10: drover.v1.GetRequest
-	(*ListRequest)(nil),           // 11: drover.v1.ListRequest
-	(*WatchRequest)(nil),          // 12: drover.v1.WatchRequest
-	(*DeleteRequest)(nil),         // 13: drover.v1.DeleteRequest
+	(*PhysicalSegment)(nil),       // 2: drover.v1.PhysicalSegment
+	(*Overlay)(nil),               // 3: drover.v1.Overlay
+	(*PrivateVLANs)(nil),          // 4: drover.v1.PrivateVLANs
+	(*NetworkStatus)(nil),         // 5: drover.v1.NetworkStatus
+	(*NetworkList)(nil),           // 6: drover.v1.NetworkList
+	(*NetworkChange)(nil),         // 7: drover.v1.NetworkChange
+	(*CreateNetworkRequest)(nil),  // 8: drover.v1.CreateNetworkRequest
+	(*UpdateNetworkRequest)(nil),  // 9: drover.v1.UpdateNetworkRequest
+	nil,                           // 10: drover.v1.PhysicalSegment.SiteVlansEntry
+	nil,                           // 11: drover.v1.PrivateVLANs.CommunityVlansEntry
+	(*Meta)(nil),                  // 12: drover.v1.Meta
+	(*Condition)(nil),             // 13: drover.v1.Condition
+	(ChangeKind)(0),               // 14: drover.v1.ChangeKind
+	(*fieldmaskpb.FieldMask)(nil), // 15: google.protobuf.FieldMask
+	(*GetRequest)(nil),            // 16: drover.v1.GetRequest
+	(*ListRequest)(nil),           // 17: drover.v1.ListRequest
+	(*WatchRequest)(nil),          // 18: drover.v1.WatchRequest
+	(*DeleteRequest)(nil),         // 19: drover.v1.DeleteRequest
 }
 var file_drover_v1_network_proto_depIdxs = []int32{
-	7,  // 0: drover.v1.Network.meta:type_name -> drover.v1.Meta
+	12, // 0: drover.v1.Network.meta:type_name -> drover.v1.Meta
 	1,  // 1: drover.v1.Network.spec:type_name -> drover.v1.NetworkSpec
-	2,  // 2: drover.v1.Network.status:type_name -> drover.v1.NetworkStatus
-	0,  // 3: drover.v1.NetworkList.networks:type_name -> drover.v1.Network
-	8,  // 4: drover.v1.NetworkChange.kind:type_name -> drover.v1.ChangeKind
-	0,  // 5: drover.v1.NetworkChange.network:type_name -> drover.v1.Network
-	0,  // 6: drover.v1.CreateNetworkRequest.network:type_name -> drover.v1.Network
-	0,  // 7: drover.v1.UpdateNetworkRequest.network:type_name -> drover.v1.Network
-	9,  // 8: drover.v1.UpdateNetworkRequest.mask:type_name -> google.protobuf.FieldMask
-	10, // 9: drover.v1.NetworkService.Get:input_type -> drover.v1.GetRequest
-	11, // 10: drover.v1.NetworkService.List:input_type -> drover.v1.ListRequest
-	12, // 11: drover.v1.NetworkService.Watch:input_type -> drover.v1.WatchRequest
-	5,  // 12: drover.v1.NetworkService.Create:input_type -> drover.v1.CreateNetworkRequest
-	6,  // 13: drover.v1.NetworkService.Update:input_type -> drover.v1.UpdateNetworkRequest
-	13, // 14: drover.v1.NetworkService.Delete:input_type -> drover.v1.DeleteRequest
-	0,  // 15: drover.v1.NetworkService.Get:output_type -> drover.v1.Network
-	3,  // 16: drover.v1.NetworkService.List:output_type -> drover.v1.NetworkList
-	4,  // 17: drover.v1.NetworkService.Watch:output_type -> drover.v1.NetworkChange
-	0,  // 18: drover.v1.NetworkService.Create:output_type -> drover.v1.Network
-	0,  // 19: drover.v1.NetworkService.Update:output_type -> drover.v1.Network
-	0,  // 20: drover.v1.NetworkService.Delete:output_type -> drover.v1.Network
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 2: drover.v1.Network.status:type_name -> drover.v1.NetworkStatus
+	2,  // 3: drover.v1.NetworkSpec.physical:type_name -> drover.v1.PhysicalSegment
+	3,  // 4: drover.v1.NetworkSpec.overlay:type_name -> drover.v1.Overlay
+	4,  // 5: drover.v1.NetworkSpec.private_vlans:type_name -> drover.v1.PrivateVLANs
+	10, // 6: drover.v1.PhysicalSegment.site_vlans:type_name -> drover.v1.PhysicalSegment.SiteVlansEntry
+	11, // 7: drover.v1.PrivateVLANs.community_vlans:type_name -> drover.v1.PrivateVLANs.CommunityVlansEntry
+	13, // 8: drover.v1.NetworkStatus.conditions:type_name -> drover.v1.Condition
+	0,  // 9: drover.v1.NetworkList.networks:type_name -> drover.v1.Network
+	14, // 10: drover.v1.NetworkChange.kind:type_name -> drover.v1.ChangeKind
+	0,  // 11: drover.v1.NetworkChange.network:type_name -> drover.v1.Network
+	0,  // 12: drover.v1.CreateNetworkRequest.network:type_name -> drover.v1.Network
+	0,  // 13: drover.v1.UpdateNetworkRequest.network:type_name -> drover.v1.Network
+	15, // 14: drover.v1.UpdateNetworkRequest.mask:type_name -> google.protobuf.FieldMask
+	16, // 15: drover.v1.NetworkService.Get:input_type -> drover.v1.GetRequest
+	17, // 16: drover.v1.NetworkService.List:input_type -> drover.v1.ListRequest
+	18, // 17: drover.v1.NetworkService.Watch:input_type -> drover.v1.WatchRequest
+	8,  // 18: drover.v1.NetworkService.Create:input_type -> drover.v1.CreateNetworkRequest
+	9,  // 19: drover.v1.NetworkService.Update:input_type -> drover.v1.UpdateNetworkRequest
+	19, // 20: drover.v1.NetworkService.Delete:input_type -> drover.v1.DeleteRequest
+	0,  // 21: drover.v1.NetworkService.Get:output_type -> drover.v1.Network
+	6,  // 22: drover.v1.NetworkService.List:output_type -> drover.v1.NetworkList
+	7,  // 23: drover.v1.NetworkService.Watch:output_type -> drover.v1.NetworkChange
+	0,  // 24: drover.v1.NetworkService.Create:output_type -> drover.v1.Network
+	0,  // 25: drover.v1.NetworkService.Update:output_type -> drover.v1.Network
+	0,  // 26: drover.v1.NetworkService.Delete:output_type -> drover.v1.Network
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_network_proto_init() }
@@ -565,7 +861,7 @@ func file_drover_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_network_proto_rawDesc), len(file_drover_v1_network_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

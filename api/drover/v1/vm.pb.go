@@ -1001,9 +1001,11 @@ type NICSpec struct {
 	// The cable is out.
 	LinkDown bool `protobuf:"varint,5,opt,name=link_down,json=linkDown,proto3" json:"link_down,omitempty"`
 	// Static addresses with prefix length, given to the guest by cloud-init; empty: DHCP.
-	Addresses     []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Gateways      []string `protobuf:"bytes,7,rep,name=gateways,proto3" json:"gateways,omitempty"`
-	Nameservers   []string `protobuf:"bytes,8,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	Addresses   []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Gateways    []string `protobuf:"bytes,7,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Nameservers []string `protobuf:"bytes,8,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	// Port profile. Empty: the network's.
+	Profile       string `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1092,6 +1094,13 @@ func (x *NICSpec) GetNameservers() []string {
 		return x.Nameservers
 	}
 	return nil
+}
+
+func (x *NICSpec) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
 }
 
 // CloudInit becomes a NoCloud seed (a CD-ROM labelled CIDATA).
@@ -1654,7 +1663,9 @@ type NICStatus struct {
 	Attached bool       `protobuf:"varint,5,opt,name=attached,proto3" json:"attached,omitempty"`
 	Adapter  NICAdapter `protobuf:"varint,6,opt,name=adapter,proto3,enum=drover.v1.NICAdapter" json:"adapter,omitempty"`
 	// As the guest agent tells.
-	Addresses     []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The profile in force.
+	Profile       string `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1736,6 +1747,13 @@ func (x *NICStatus) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *NICStatus) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
 }
 
 type GuestStatus struct {
@@ -3325,7 +3343,7 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x1d\n" +
 	"\n" +
-	"boot_order\x18\x03 \x01(\x05R\tbootOrder\"\xf3\x01\n" +
+	"boot_order\x18\x03 \x01(\x05R\tbootOrder\"\x8d\x02\n" +
 	"\aNICSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -3334,7 +3352,8 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\tlink_down\x18\x05 \x01(\bR\blinkDown\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x1a\n" +
 	"\bgateways\x18\a \x03(\tR\bgateways\x12 \n" +
-	"\vnameservers\x18\b \x03(\tR\vnameservers\"\xc9\x01\n" +
+	"\vnameservers\x18\b \x03(\tR\vnameservers\x12\x18\n" +
+	"\aprofile\x18\t \x01(\tR\aprofile\"\xc9\x01\n" +
 	"\tCloudInit\x12\x18\n" +
 	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x12\n" +
@@ -3394,7 +3413,7 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x05 \x01(\x03R\x0eallocatedBytes\x12\x1a\n" +
 	"\battached\x18\x06 \x01(\bR\battached\x12\x16\n" +
 	"\x06layers\x18\a \x03(\tR\x06layers\x12!\n" +
-	"\fimage_sha256\x18\b \x01(\tR\vimageSha256\"\xce\x01\n" +
+	"\fimage_sha256\x18\b \x01(\tR\vimageSha256\"\xe8\x01\n" +
 	"\tNICStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x18\n" +
@@ -3402,7 +3421,8 @@ const file_drover_v1_vm_proto_rawDesc = "" +
 	"\x06device\x18\x04 \x01(\tR\x06device\x12\x1a\n" +
 	"\battached\x18\x05 \x01(\bR\battached\x12/\n" +
 	"\aadapter\x18\x06 \x01(\x0e2\x15.drover.v1.NICAdapterR\aadapter\x12\x1c\n" +
-	"\taddresses\x18\a \x03(\tR\taddresses\"\x85\x01\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\x12\x18\n" +
+	"\aprofile\x18\b \x01(\tR\aprofile\"\x85\x01\n" +
 	"\vGuestStatus\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\bR\x05agent\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x0e\n" +

@@ -60,6 +60,12 @@ const (
 	NodeServiceScreenshotProcedure = "/drover.v1.NodeService/Screenshot"
 	// NodeServiceAttachProcedure is the fully-qualified name of the NodeService's Attach RPC.
 	NodeServiceAttachProcedure = "/drover.v1.NodeService/Attach"
+	// NodeServiceCaptureProcedure is the fully-qualified name of the NodeService's Capture RPC.
+	NodeServiceCaptureProcedure = "/drover.v1.NodeService/Capture"
+	// NodeServiceTraceProcedure is the fully-qualified name of the NodeService's Trace RPC.
+	NodeServiceTraceProcedure = "/drover.v1.NodeService/Trace"
+	// NodeServiceTableProcedure is the fully-qualified name of the NodeService's Table RPC.
+	NodeServiceTableProcedure = "/drover.v1.NodeService/Table"
 )
 
 // AgentServiceClient is a client for the drover.v1.AgentService service.
@@ -240,6 +246,10 @@ type NodeServiceClient interface {
 	Screenshot(context.Context, *v1.NodeVMRequest) (*v1.ScreenshotResponse, error)
 	// Attach connects to a VM's serial console or VNC server.
 	Attach(context.Context) (*connect.BidiStreamForClientSimple[v1.AttachInput, v1.AttachOutput], error)
+	// Capture, Trace and Table look at the host's part of the switch.
+	Capture(context.Context, *v1.CapturePortRequest) (*connect.ServerStreamForClient[v1.CapturePortResponse], error)
+	Trace(context.Context, *v1.TracePortRequest) (*v1.TracePortResponse, error)
+	Table(context.Context, *v1.SwitchTableRequest) (*connect.ServerStreamForClient[v1.SwitchTableResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the drover.v1.NodeService service. By default, it
@@ -295,6 +305,24 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Attach")),
 			connect.WithClientOptions(opts...),
 		),
+		capture: connect.NewClient[v1.CapturePortRequest, v1.CapturePortResponse](
+			httpClient,
+			baseURL+NodeServiceCaptureProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Capture")),
+			connect.WithClientOptions(opts...),
+		),
+		trace: connect.NewClient[v1.TracePortRequest, v1.TracePortResponse](
+			httpClient,
+			baseURL+NodeServiceTraceProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Trace")),
+			connect.WithClientOptions(opts...),
+		),
+		table: connect.NewClient[v1.SwitchTableRequest, v1.SwitchTableResponse](
+			httpClient,
+			baseURL+NodeServiceTableProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Table")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -307,6 +335,9 @@ type nodeServiceClient struct {
 	exec           *connect.Client[v1.NodeExecRequest, v1.ExecResponse]
 	screenshot     *connect.Client[v1.NodeVMRequest, v1.ScreenshotResponse]
 	attach         *connect.Client[v1.AttachInput, v1.AttachOutput]
+	capture        *connect.Client[v1.CapturePortRequest, v1.CapturePortResponse]
+	trace          *connect.Client[v1.TracePortRequest, v1.TracePortResponse]
+	table          *connect.Client[v1.SwitchTableRequest, v1.SwitchTableResponse]
 }
 
 // Reset calls drover.v1.NodeService.Reset.
@@ -356,6 +387,25 @@ func (c *nodeServiceClient) Attach(ctx context.Context) (*connect.BidiStreamForC
 	return c.attach.CallBidiStreamSimple(ctx)
 }
 
+// Capture calls drover.v1.NodeService.Capture.
+func (c *nodeServiceClient) Capture(ctx context.Context, req *v1.CapturePortRequest) (*connect.ServerStreamForClient[v1.CapturePortResponse], error) {
+	return c.capture.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Trace calls drover.v1.NodeService.Trace.
+func (c *nodeServiceClient) Trace(ctx context.Context, req *v1.TracePortRequest) (*v1.TracePortResponse, error) {
+	response, err := c.trace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Table calls drover.v1.NodeService.Table.
+func (c *nodeServiceClient) Table(ctx context.Context, req *v1.SwitchTableRequest) (*connect.ServerStreamForClient[v1.SwitchTableResponse], error) {
+	return c.table.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // NodeServiceHandler is an implementation of the drover.v1.NodeService service.
 type NodeServiceHandler interface {
 	Reset(context.Context, *v1.NodeVMRequest) (*v1.NodeVMResponse, error)
@@ -366,6 +416,10 @@ type NodeServiceHandler interface {
 	Screenshot(context.Context, *v1.NodeVMRequest) (*v1.ScreenshotResponse, error)
 	// Attach connects to a VM's serial console or VNC server.
 	Attach(context.Context, *connect.BidiStream[v1.AttachInput, v1.AttachOutput]) error
+	// Capture, Trace and Table look at the host's part of the switch.
+	Capture(context.Context, *v1.CapturePortRequest, *connect.ServerStream[v1.CapturePortResponse]) error
+	Trace(context.Context, *v1.TracePortRequest) (*v1.TracePortResponse, error)
+	Table(context.Context, *v1.SwitchTableRequest, *connect.ServerStream[v1.SwitchTableResponse]) error
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -417,6 +471,24 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Attach")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceCaptureHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceCaptureProcedure,
+		svc.Capture,
+		connect.WithSchema(nodeServiceMethods.ByName("Capture")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceTraceHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceTraceProcedure,
+		svc.Trace,
+		connect.WithSchema(nodeServiceMethods.ByName("Trace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceTableHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceTableProcedure,
+		svc.Table,
+		connect.WithSchema(nodeServiceMethods.ByName("Table")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceResetProcedure:
@@ -433,6 +505,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceScreenshotHandler.ServeHTTP(w, r)
 		case NodeServiceAttachProcedure:
 			nodeServiceAttachHandler.ServeHTTP(w, r)
+		case NodeServiceCaptureProcedure:
+			nodeServiceCaptureHandler.ServeHTTP(w, r)
+		case NodeServiceTraceProcedure:
+			nodeServiceTraceHandler.ServeHTTP(w, r)
+		case NodeServiceTableProcedure:
+			nodeServiceTableHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -468,4 +546,16 @@ func (UnimplementedNodeServiceHandler) Screenshot(context.Context, *v1.NodeVMReq
 
 func (UnimplementedNodeServiceHandler) Attach(context.Context, *connect.BidiStream[v1.AttachInput, v1.AttachOutput]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Attach is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Capture(context.Context, *v1.CapturePortRequest, *connect.ServerStream[v1.CapturePortResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Capture is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Trace(context.Context, *v1.TracePortRequest) (*v1.TracePortResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Trace is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Table(context.Context, *v1.SwitchTableRequest, *connect.ServerStream[v1.SwitchTableResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Table is not implemented"))
 }
