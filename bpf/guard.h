@@ -3,7 +3,8 @@
 #ifndef DROVER_GUARD_H
 #define DROVER_GUARD_H
 
-#include "packet.h"
+#include "meter.h"
+#include "ring.h"
 
 /* guard returns DROP_NONE, or why the port may not send this frame. It never changes the frame. */
 static __always_inline __u32 guard(struct __sk_buff *skb, struct packet *p, const struct port *port)
