@@ -44,7 +44,7 @@ Commands that speak to a manager reach the lab's by its socket: export DROVER_SO
 	f := cmd.PersistentFlags()
 	f.StringVar(&c.name, "name", "", "lab to use; default: the one that stands, or \""+DefaultName+"\"")
 	f.StringVar(&c.root, "root", "", "directory of labs (default "+DefaultRoot+")")
-	cmd.AddCommand(c.up(), c.status(), c.list(), c.socket(), c.exec(), c.shell(), c.wan(), c.restart(), c.down(), c.demo(), daemonCommand())
+	cmd.AddCommand(c.up(), c.status(), c.list(), c.socket(), c.exec(), c.shell(), c.wan(), c.cut(), c.plug(), c.restart(), c.down(), c.demo(), daemonCommand())
 	return cmd
 }
 
@@ -95,7 +95,7 @@ func needRoot() error {
 
 func (c *command) up() *cobra.Command {
 	var sites []string
-	var hosts int
+	var hosts, uplinks int
 	var w wanFlags
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring a lab up, or mend one that stands", Args: cobra.NoArgs,
@@ -119,7 +119,7 @@ func (c *command) up() *cobra.Command {
 			for _, s := range sites {
 				site := Site{Name: s}
 				for i := range hosts {
-					site.Hosts = append(site.Hosts, Host{Name: fmt.Sprintf("%s-%d", s, i+1)})
+					site.Hosts = append(site.Hosts, Host{Name: fmt.Sprintf("%s-%d", s, i+1), Uplinks: uplinks})
 				}
 				fc.Sites = append(fc.Sites, site)
 			}
@@ -138,6 +138,7 @@ func (c *command) up() *cobra.Command {
 	}
 	cmd.Flags().StringSliceVar(&sites, "sites", []string{"east", "west"}, "names of the sites")
 	cmd.Flags().IntVar(&hosts, "hosts", 2, "hosts in each site")
+	cmd.Flags().IntVar(&uplinks, "uplinks", 2, "uplinks of each host, up0 and on")
 	w.add(cmd)
 	return cmd
 }

@@ -74,7 +74,7 @@ func (f *fabric) cables(i int, s SiteNet) []cable {
 	for j, h := range f.topo.Hosts(s.Name) {
 		out = append(out, cable{fmt.Sprintf("h%dm", j+1), bridgeManagement, h.Name, linkManagement})
 		for k, up := range h.Uplinks {
-			out = append(out, cable{fmt.Sprintf("h%du%d", j+1, k), bridgeFabric, h.Name, up})
+			out = append(out, cable{uplinkPortName(j, k), bridgeFabric, h.Name, up})
 		}
 	}
 	return out
