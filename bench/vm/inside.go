@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"drover/bench/report"
 	"drover/internal/hostnet"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ func inside(ctx context.Context, o *options, dir string) error {
 	if err := ownNamespaces(); err != nil {
 		return err
 	}
-	rep := &report{w: os.Stdout}
+	rep := &report.Report{W: os.Stdout}
 	if o.wants("start") || o.wants("batch") {
 		if err := starts(ctx, o, dir, rep); err != nil {
 			return fmt.Errorf("starts: %w", err)
@@ -34,19 +35,19 @@ func inside(ctx context.Context, o *options, dir string) error {
 		}
 	}
 	if o.testSeconds > 0 {
-		rep.add(row{Name: "make test", Unit: "s", Ours: o.testSeconds, Goal: ptr(720.0), Better: less})
+		rep.Add(report.Row{Name: "make test", Unit: "s", Ours: o.testSeconds, Goal: report.Ptr(720.0), Better: report.Less})
 	}
-	where := machine(time.Now())
-	if err := rep.table(where); err != nil {
+	where := report.Machine(time.Now())
+	if err := rep.Table(where); err != nil {
 		return err
 	}
 	if o.out == "" {
 		return nil
 	}
-	return rep.write(o.out, where)
+	return rep.Write(o.out, where)
 }
 
-func starts(ctx context.Context, o *options, dir string, rep *report) error {
+func starts(ctx context.Context, o *options, dir string, rep *report.Report) error {
 	ctx, r, err := newRig(ctx, o, dir, "real")
 	if err != nil {
 		return err

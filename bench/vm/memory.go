@@ -18,6 +18,8 @@ import (
 	"drover/internal/host"
 
 	"golang.org/x/sync/errgroup"
+
+	"drover/bench/report"
 )
 
 // The goals for both roles, in MB of resident memory with 100 VMs.
@@ -37,7 +39,7 @@ func buildFake(ctx context.Context, dir string) error {
 }
 
 // memory measures what both roles need with many VMs, each with a disk, a NIC and a process that answers like QEMU.
-func memory(ctx context.Context, o *options, dir string, rep *report) error {
+func memory(ctx context.Context, o *options, dir string, rep *report.Report) error {
 	// The stand-in has no guest to probe with; the host finds this as if it had probed before.
 	probed, err := host.Probe(ctx, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -78,7 +80,7 @@ func memory(ctx context.Context, o *options, dir string, rep *report) error {
 			return err
 		}
 	}
-	rep.say("memory: %d VMs run, all with a fake QEMU that answers its monitor and has no guest", o.defined)
+	rep.Say("memory: %d VMs run, all with a fake QEMU that answers its monitor and has no guest", o.defined)
 	if o.profile != "" {
 		defer r.profiles()
 	}
@@ -95,9 +97,9 @@ func memory(ctx context.Context, o *options, dir string, rep *report) error {
 		if err != nil {
 			return err
 		}
-		rep.say("memory: %s: %.1f MB resident (%.1f MB of its own, %.1f MB of files), at most %.1f MB, %.0f threads; steady after %v", x.what,
+		rep.Say("memory: %s: %.1f MB resident (%.1f MB of its own, %.1f MB of files), at most %.1f MB, %.0f threads; steady after %v", x.what,
 			rss, s["RssAnon"], s["RssFile"], s["VmHWM"], s["Threads"], took.Round(time.Second))
-		rep.add(row{Name: fmt.Sprintf("%s with %d VMs: resident memory", x.what, o.defined), Unit: "MB", Ours: rss, Goal: ptr(x.goal), Better: less,
+		rep.Add(report.Row{Name: fmt.Sprintf("%s with %d VMs: resident memory", x.what, o.defined), Unit: "MB", Ours: rss, Goal: report.Ptr(x.goal), Better: report.Less,
 			Note: fmt.Sprintf("FAKE QEMU (no guests), all running; peak %.0f MB", s["VmHWM"])})
 	}
 	return nil

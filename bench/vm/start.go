@@ -12,6 +12,8 @@ import (
 	"drover/internal/hostnet"
 
 	"golang.org/x/sync/errgroup"
+
+	"drover/bench/report"
 )
 
 // watcher reads one VM's console through the API and tells when the guest's first line came, at each start.
@@ -112,7 +114,7 @@ func (r *rig) learn(ctx context.Context, g *guest) (err error) {
 }
 
 // single measures one start at a time, ours and by hand in turn.
-func (r *rig) single(ctx context.Context, o *options, rep *report) error {
+func (r *rig) single(ctx context.Context, o *options, rep *report.Report) error {
 	gs, err := r.guests(ctx, "one", 1)
 	if err != nil {
 		return err
@@ -152,26 +154,26 @@ func (r *rig) single(ctx context.Context, o *options, rep *report) error {
 		if err != nil {
 			return err
 		}
-		a, b := ms(line.Sub(began)), ms(hline.Sub(hbegan))
-		c, d := ms(at.Add(took).Sub(began)), ms((<-h.runs).Sub(hbegan))
-		rep.say("start %2d: ours %7.1f ms, by hand %7.1f ms, difference %+7.1f ms; to running CPUs %.1f and %.1f ms; answered after %.1f ms, at the host after %.1f ms, QEMU let go %.1f ms later; load %s%s",
-			i-o.warm+1, a, b, a-b, c, d, ms(answered.Sub(began)), ms(at.Sub(began)), ms(took), load(), map[bool]string{true: " (warm-up)"}[i < o.warm])
+		a, b := report.Ms(line.Sub(began)), report.Ms(hline.Sub(hbegan))
+		c, d := report.Ms(at.Add(took).Sub(began)), report.Ms((<-h.runs).Sub(hbegan))
+		rep.Say("start %2d: ours %7.1f ms, by hand %7.1f ms, difference %+7.1f ms; to running CPUs %.1f and %.1f ms; answered after %.1f ms, at the host after %.1f ms, QEMU let go %.1f ms later; load %s%s",
+			i-o.warm+1, a, b, a-b, c, d, report.Ms(answered.Sub(began)), report.Ms(at.Sub(began)), report.Ms(took), report.Load(), map[bool]string{true: " (warm-up)"}[i < o.warm])
 		if i < o.warm {
 			continue
 		}
 		ours, peer, over = append(ours, a), append(peer, b), append(over, a-b)
 		cpus, handCPUs, overCPUs = append(cpus, c), append(handCPUs, d), append(overCPUs, c-d)
-		answer, reach, inside = append(answer, ms(answered.Sub(began))), append(reach, ms(at.Sub(began))), append(inside, ms(took))
+		answer, reach, inside = append(answer, report.Ms(answered.Sub(began))), append(reach, report.Ms(at.Sub(began))), append(inside, report.Ms(took))
 	}
-	rep.add(row{Name: "vm start to the guest's first line", Unit: "ms", Ours: median(ours), Peer: ptr(median(peer)), PeerName: "the same QEMU command line by hand", Better: less})
-	rep.add(row{Name: "vm start: overhead (median of pairs' differences)", Unit: "ms", Ours: median(over), Goal: ptr(50.0), Better: less,
-		Note: fmt.Sprintf("%d pairs, middle half %.0f to %.0f ms", len(over), quantile(over, 0.25), quantile(over, 0.75))})
-	rep.add(row{Name: "vm start to running CPUs", Unit: "ms", Ours: median(cpus), Peer: ptr(median(handCPUs)), PeerName: "the same by hand", Better: less})
-	rep.add(row{Name: "vm start: overhead until the CPUs run (all that Drover adds is before that)", Unit: "ms", Ours: median(overCPUs), Goal: ptr(50.0), Better: less,
-		Note: fmt.Sprintf("middle half %.0f to %.0f ms; the boot's own noise is not in it", quantile(overCPUs, 0.25), quantile(overCPUs, 0.75))})
-	rep.add(row{Name: "vm start: the call is answered", Unit: "ms", Ours: median(answer), Better: less})
-	rep.add(row{Name: "vm start: from the call to the host's work", Unit: "ms", Ours: median(reach), Better: less})
-	rep.add(row{Name: "vm start: the host's work (TAP, files, QEMU's own start) to running CPUs", Unit: "ms", Ours: median(inside), Better: less})
+	rep.Add(report.Row{Name: "vm start to the guest's first line", Unit: "ms", Ours: report.Median(ours), Peer: report.Ptr(report.Median(peer)), PeerName: "the same QEMU command line by hand", Better: report.Less})
+	rep.Add(report.Row{Name: "vm start: overhead (median of pairs' differences)", Unit: "ms", Ours: report.Median(over), Goal: report.Ptr(50.0), Better: report.Less,
+		Note: fmt.Sprintf("%d pairs, middle half %.0f to %.0f ms", len(over), report.Quantile(over, 0.25), report.Quantile(over, 0.75))})
+	rep.Add(report.Row{Name: "vm start to running CPUs", Unit: "ms", Ours: report.Median(cpus), Peer: report.Ptr(report.Median(handCPUs)), PeerName: "the same by hand", Better: report.Less})
+	rep.Add(report.Row{Name: "vm start: overhead until the CPUs run (all that Drover adds is before that)", Unit: "ms", Ours: report.Median(overCPUs), Goal: report.Ptr(50.0), Better: report.Less,
+		Note: fmt.Sprintf("middle half %.0f to %.0f ms; the boot's own noise is not in it", report.Quantile(overCPUs, 0.25), report.Quantile(overCPUs, 0.75))})
+	rep.Add(report.Row{Name: "vm start: the call is answered", Unit: "ms", Ours: report.Median(answer), Better: report.Less})
+	rep.Add(report.Row{Name: "vm start: from the call to the host's work", Unit: "ms", Ours: report.Median(reach), Better: report.Less})
+	rep.Add(report.Row{Name: "vm start: the host's work (TAP, files, QEMU's own start) to running CPUs", Unit: "ms", Ours: report.Median(inside), Better: report.Less})
 	return nil
 }
 
@@ -199,7 +201,7 @@ func (r *rig) hostPart(ctx context.Context, name string, since time.Time) (at ti
 }
 
 // together measures many starts at once: from the first call until all guests have printed their first line.
-func (r *rig) together(ctx context.Context, o *options, rep *report) error {
+func (r *rig) together(ctx context.Context, o *options, rep *report.Report) error {
 	gs, err := r.guests(ctx, "many", o.batch)
 	if err != nil {
 		return err
@@ -232,11 +234,11 @@ func (r *rig) together(ctx context.Context, o *options, rep *report) error {
 		if err != nil {
 			return err
 		}
-		rep.say("%d at once, %d: ours %.2f s, by hand %.2f s; load %s", o.batch, i+1, a.Seconds(), b.Seconds(), load())
+		rep.Say("%d at once, %d: ours %.2f s, by hand %.2f s; load %s", o.batch, i+1, a.Seconds(), b.Seconds(), report.Load())
 		ours, peer = append(ours, a.Seconds()), append(peer, b.Seconds())
 	}
-	rep.add(row{Name: fmt.Sprintf("%d starts at once, until all have printed a line", o.batch), Unit: "s", Ours: median(ours), Peer: ptr(median(peer)),
-		PeerName: "the same QEMUs by hand at once", Better: less, Note: fmt.Sprintf("%d pairs", o.batchRuns)})
+	rep.Add(report.Row{Name: fmt.Sprintf("%d starts at once, until all have printed a line", o.batch), Unit: "s", Ours: report.Median(ours), Peer: report.Ptr(report.Median(peer)),
+		PeerName: "the same QEMUs by hand at once", Better: report.Less, Note: fmt.Sprintf("%d pairs", o.batchRuns)})
 	return nil
 }
 

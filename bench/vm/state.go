@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"drover/bench/report"
 )
 
 // build compiles one of the project's commands; it runs in the project's directory, as `make` does.
@@ -24,7 +26,7 @@ func build(ctx context.Context, out, pkg string) error {
 func stateProgram(dir string) string { return filepath.Join(dir, "state") }
 
 // state has bench/state measure a manager with many VMs in its state, and takes over its rows.
-func state(ctx context.Context, dir string, rep *report) error {
+func state(ctx context.Context, dir string, rep *report.Report) error {
 	file := filepath.Join(dir, "state.json")
 	cmd := exec.CommandContext(ctx, stateProgram(dir), "-out", file)
 	cmd.Stderr = os.Stderr
@@ -46,11 +48,11 @@ func state(ctx context.Context, dir string, rep *report) error {
 		return fmt.Errorf("bench/state wrote no results")
 	}
 	for _, r := range rows {
-		x := row{Name: "state: " + r.Name, Unit: r.Unit, Ours: r.Ours, Better: less}
+		x := report.Row{Name: "state: " + r.Name, Unit: r.Unit, Ours: r.Ours, Better: report.Less}
 		if r.Limit > 0 {
 			x.Goal = &r.Limit
 		}
-		rep.add(x)
+		rep.Add(x)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"encoding/json"
@@ -16,13 +16,13 @@ import (
 
 // What is better.
 const (
-	less = "less"
-	more = "more"
+	Less = "less"
+	More = "more"
 )
 
-// row is one number of the table. Ratio is how many times better than the peer, or, with a goal and no peer, than
+// Row is one number of the table. Ratio is how many times better than the peer, or, with a goal and no peer, than
 // the goal: above 1 is better.
-type row struct {
+type Row struct {
 	Name     string   `json:"name"`
 	Unit     string   `json:"unit"`
 	Ours     float64  `json:"ours"`
@@ -37,40 +37,41 @@ type row struct {
 	Machine  string   `json:"machine"` // where it was measured
 }
 
-// report collects rows.
-type report struct {
-	w    io.Writer
-	rows []row
+// Report collects rows.
+type Report struct {
+	W    io.Writer
+	rows []Row
 }
 
-func (r *report) say(format string, args ...any) { fmt.Fprintf(r.w, format+"\n", args...) }
+// Say prints a line while numbers are being taken.
+func (r *Report) Say(format string, args ...any) { fmt.Fprintf(r.W, format+"\n", args...) }
 
-// add fills in what follows from the rest.
-func (r *report) add(x row) {
-	x.Ours = round(x.Ours)
+// Add takes a row and fills in what follows from the rest.
+func (r *Report) Add(x Row) {
+	x.Ours = Round(x.Ours)
 	for _, p := range []**float64{&x.Peer, &x.Limit} {
 		if *p != nil {
-			*p = ptr(round(**p))
+			*p = Ptr(Round(**p))
 		}
 	}
 	if x.Peer != nil && *x.Peer > 0 && x.Ours > 0 && x.Ratio == nil {
 		ratio := x.Ours / *x.Peer
-		if x.Better == less {
+		if x.Better == Less {
 			ratio = 1 / ratio
 		}
-		x.Ratio = ptr(round(ratio))
+		x.Ratio = Ptr(Round(ratio))
 	}
 	if x.Goal != nil && x.Met == nil {
-		x.Met = ptr(x.Ours <= *x.Goal)
-		if x.Better == more {
-			x.Met = ptr(x.Ours >= *x.Goal)
+		x.Met = Ptr(x.Ours <= *x.Goal)
+		if x.Better == More {
+			x.Met = Ptr(x.Ours >= *x.Goal)
 		}
 	}
 	r.rows = append(r.rows, x)
 }
 
-// machine says in a line where this was measured.
-func machine(now time.Time) string {
+// Machine says in a line where this was measured.
+func Machine(now time.Time) string {
 	model, threads := "unknown CPU", 0
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for l := range strings.Lines(string(b)) {
@@ -81,25 +82,25 @@ func machine(now time.Time) string {
 		}
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	return fmt.Sprintf("%s, %d threads, Linux %s, load %s, %s", model, threads, strings.TrimSpace(string(kernel)), load(), now.UTC().Format("2006-01-02 15:04 UTC"))
+	return fmt.Sprintf("%s, %d threads, Linux %s, load %s, %s", model, threads, strings.TrimSpace(string(kernel)), Load(), now.UTC().Format("2006-01-02 15:04 UTC"))
 }
 
-// load is the machine's, of the last minute.
-func load() string {
+// Load is the machine's, of the last minute.
+func Load() string {
 	b, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(b), " ")
 	return first
 }
 
-// table is for people.
-func (r *report) table(where string) error {
-	fmt.Fprintf(r.w, "\nmeasured on: %s\n\n", where)
-	t := tabwriter.NewWriter(r.w, 0, 0, 2, ' ', 0)
+// Table is for people.
+func (r *Report) Table(where string) error {
+	fmt.Fprintf(r.W, "\nmeasured on: %s\n\n", where)
+	t := tabwriter.NewWriter(r.W, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "WHAT\tOURS\tPEER\tRATIO\tLIMIT\tGOAL\tMET\tNOTE")
 	for _, x := range r.rows {
 		goal := number(x.Goal)
 		if x.Goal != nil {
-			goal = map[string]string{less: "≤ ", more: "≥ "}[x.Better] + goal
+			goal = map[string]string{Less: "≤ ", More: "≥ "}[x.Better] + goal
 		}
 		met := "-"
 		if x.Met != nil {
@@ -115,12 +116,12 @@ func (r *report) table(where string) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(r.w, "RATIO: how many times as good as the peer; more is better.")
+	fmt.Fprintln(r.W, "RATIO: how many times as good as the peer; more is better.")
 	return nil
 }
 
-// write puts the rows into a file as a JSON list.
-func (r *report) write(path, where string) error {
+// Write puts the rows into a file as a JSON list.
+func (r *Report) Write(path, where string) error {
 	rows := slices.Clone(r.rows)
 	for i := range rows {
 		rows[i].Machine = where
@@ -142,8 +143,8 @@ func number(f *float64) string {
 	return strconv.FormatFloat(*f, 'f', -1, 64)
 }
 
-// round keeps three digits that count.
-func round(f float64) float64 {
+// Round keeps three digits that count.
+func Round(f float64) float64 {
 	if f == 0 || math.IsInf(f, 0) || math.IsNaN(f) {
 		return f
 	}
@@ -154,14 +155,17 @@ func round(f float64) float64 {
 	return math.Round(f*scale) / scale
 }
 
-func ptr[T any](v T) *T { return &v }
+// Ptr is for the fields of Row that may be missing.
+func Ptr[T any](v T) *T { return &v }
 
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+// Ms is d in milliseconds.
+func Ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-func median(v []float64) float64 { return quantile(v, 0.5) }
+// Median is the middle value.
+func Median(v []float64) float64 { return Quantile(v, 0.5) }
 
-// quantile interpolates between the values beside it.
-func quantile(v []float64, q float64) float64 {
+// Quantile interpolates between the values beside it.
+func Quantile(v []float64, q float64) float64 {
 	if len(v) == 0 {
 		return math.NaN()
 	}
