@@ -4,20 +4,22 @@
 // # Purpose
 //
 // Everything that Drover asks of the kernel's network goes through here: TAPs for
-// guests, bridges, veth pairs, uplinks, counters, facts about physical NICs. Every
+// guests, the VXLAN device, veth pairs, uplinks, queues, counters, facts about
+// physical NICs, frames sent by hand. Every
 // change is idempotent: asking for what already is changes nothing; what was
 // really changed is pushed on the caller's unwind.Stack, which may be nil.
 //
 // # Main types
 //
-// Net is one network namespace seen from outside it. TAP, Bridge and Veth say what
+// Net is one network namespace seen from outside it. TAP, VXLAN and Veth say what
 // a link should be; Link says what is. Mark is how links of ours are told from
 // others: it is kept in the link's alias (ifalias), so it survives us.
 //
 // # Invariants
 //
 //   - A link without our Mark is never deleted or changed into another kind; a
-//     physical NIC is only ever attached, detached, set up and given an MTU.
+//     physical NIC is only ever attached, detached, set up, and given an MTU, a queue
+//     of ours, and promiscuous mode.
 //   - The main thread of the process never changes its namespace, and a thread that
 //     cannot be brought back to its namespace never runs other Go code.
 //   - A TAP never keeps a virtio header flag that its adapter does not use: a TAP
