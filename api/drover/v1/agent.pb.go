@@ -511,7 +511,8 @@ type AgentChange_Image struct {
 }
 
 type AgentChange_Profile struct {
-	// Sent ahead of any VM that needs it. status.effective is set.
+	// Sent ahead of any VM that needs it. status.effective is set; meta.generation is that of the whole chain: it grows when any profile
+	// of the chain changes, and is what PortStatus.observed_generation repeats.
 	Profile *PortProfile `protobuf:"bytes,7,opt,name=profile,proto3,oneof"`
 }
 

@@ -22,7 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Switch is on, off, or as the parent has it.
+// Toggle is on, off, or as the parent has it.
 type Toggle int32
 
 const (
@@ -724,7 +724,8 @@ type Rate struct {
 	LimitBps int64 `protobuf:"varint,1,opt,name=limit_bps,json=limitBps,proto3" json:"limit_bps,omitempty"`
 	// Bytes at once. 0: what the limit carries in 50 ms, at least 64 KiB.
 	BurstBytes int64 `protobuf:"varint,2,opt,name=burst_bytes,json=burstBytes,proto3" json:"burst_bytes,omitempty"`
-	// Bits a second that the port gets on its uplink also when that is full (only in; from the guest). 0: none.
+	// Bits a second that the port gets on its uplink also when that is full (only in; from the guest). 0: inherited, -1: none; in status.effective 0
+	// is none.
 	GuaranteeBps  int64 `protobuf:"varint,3,opt,name=guarantee_bps,json=guaranteeBps,proto3" json:"guarantee_bps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

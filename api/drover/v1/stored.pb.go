@@ -186,8 +186,11 @@ func (x *JoinClaim) GetTime() *timestamppb.Timestamp {
 
 // Cluster is one installation. There is one, named "cluster".
 type Cluster struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Meta          *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	// The number that was last given to a network by the manager's own choice. The next one gets a higher one, so that a number that
+	// was just freed is not met again while frames with it are still on the way.
+	LastVni       int32 `protobuf:"varint,2,opt,name=last_vni,json=lastVni,proto3" json:"last_vni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -227,6 +230,13 @@ func (x *Cluster) GetMeta() *Meta {
 		return x.Meta
 	}
 	return nil
+}
+
+func (x *Cluster) GetLastVni() int32 {
+	if x != nil {
+		return x.LastVni
+	}
+	return 0
 }
 
 // MACClaim reserves a MAC address for a NIC; meta.name is the address with '-' for ':'.
@@ -310,9 +320,10 @@ const file_drover_v1_stored_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x19\n" +
 	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\x12.\n" +
-	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\".\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"I\n" +
 	"\aCluster\x12#\n" +
-	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\"V\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12\x19\n" +
+	"\blast_vni\x18\x02 \x01(\x05R\alastVni\"V\n" +
 	"\bMACClaim\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x15\n" +

@@ -139,8 +139,10 @@ type Registrations struct {
 	Full  bool                   `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
 	Set   []*Registration        `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
 	// "VNI/MAC".
-	Removed       []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
-	Revision      int64    `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Removed  []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
+	Revision int64    `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The next message goes on with the same batch: take it in as one when it is whole.
+	More          bool `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +203,13 @@ func (x *Registrations) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Registrations) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // Peer is another host, as tunnels need it.
@@ -694,12 +703,13 @@ const file_drover_v1_switch_proto_rawDesc = "" +
 	"\x04host\x18\x06 \x01(\tR\x04host\x129\n" +
 	"\fprivate_role\x18\a \x01(\x0e2\x16.drover.v1.PrivateRoleR\vprivateRole\x12\x1c\n" +
 	"\tcommunity\x18\b \x01(\x05R\tcommunity\x12\x16\n" +
-	"\x06groups\x18\t \x03(\tR\x06groups\"\x84\x01\n" +
+	"\x06groups\x18\t \x03(\tR\x06groups\"\x98\x01\n" +
 	"\rRegistrations\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12)\n" +
 	"\x03set\x18\x02 \x03(\v2\x17.drover.v1.RegistrationR\x03set\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xeb\x01\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\xeb\x01\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12'\n" +
