@@ -115,8 +115,12 @@ func sampleSnapshots() []object {
 func TestTables(t *testing.T) {
 	lists := map[*kind][]object{
 		vmKind(): sampleVMs(), hostKind(): sampleHosts(), snapshotKind(): sampleSnapshots(),
-		siteKind():    {&v1.Site{Meta: meta("berlin", time.Hour), Spec: &v1.SiteSpec{TimeZone: "Europe/Berlin", Description: "rack 12"}, Status: &v1.SiteStatus{Hosts: 2, HostsReady: 1, Vms: 40}}},
-		networkKind(): {&v1.Network{Meta: meta("lan", time.Hour), Spec: &v1.NetworkSpec{Sites: []string{"berlin", "paris"}, Prefixes: []string{"10.1.0.0/24"}}, Status: &v1.NetworkStatus{Hosts: []string{"h1"}, Nics: 3}}},
+		siteKind(): {&v1.Site{Meta: meta("berlin", time.Hour), Spec: &v1.SiteSpec{TimeZone: "Europe/Berlin", Description: "rack 12"}, Status: &v1.SiteStatus{Hosts: 2, HostsReady: 1, Vms: 40}}},
+		networkKind(): {
+			&v1.Network{Meta: meta("lan", time.Hour), Spec: &v1.NetworkSpec{Sites: []string{"berlin", "paris"}, Prefixes: []string{"10.1.0.0/24"}, Physical: &v1.PhysicalSegment{}}, Status: &v1.NetworkStatus{Hosts: []string{"h1"}, Nics: 3, Vni: 4711, Mtu: 1500}},
+			&v1.Network{Meta: meta("stretched", time.Hour), Spec: &v1.NetworkSpec{Physical: &v1.PhysicalSegment{Vlan: 30, SiteVlans: map[string]int32{"paris": 130}, Team: "back"}, Overlay: &v1.Overlay{Encrypted: true}, Profile: "secure"}, Status: &v1.NetworkStatus{Vni: 5, Mtu: 1350}},
+		},
+		profileKind(): sampleProfiles(), portKind(): samplePorts(),
 		datastoreKind(): {
 			&v1.Datastore{Meta: meta("fast", time.Hour), Spec: &v1.DatastoreSpec{Host: "h1", Path: "/srv/fast"}, Status: &v1.DatastoreStatus{Ready: true, CapacityBytes: 1 << 40, FreeBytes: 300 << 30, ProvisionedBytes: 2 << 40, Filesystem: "xfs"}},
 			&v1.Datastore{Meta: meta("lost", time.Hour), Spec: &v1.DatastoreSpec{Host: "h1", Path: "/srv/lost"}, Status: &v1.DatastoreStatus{Message: "is not a directory"}},
@@ -182,5 +186,28 @@ func TestBoard(t *testing.T) {
 	coloured := strings.Join(b.lines(a.now(), true), "\n")
 	if !strings.Contains(coloured, "\x1b[31m97%\x1b[0m") || strings.Contains(coloured, "\x1b[2J") {
 		t.Errorf("coloured: %q", coloured)
+	}
+}
+
+func sampleProfiles() []object {
+	on, off := v1.Toggle_TOGGLE_ON, v1.Toggle_TOGGLE_OFF
+	all := &v1.Guards{IpSource: on, Arp: on, Nd: on, DhcpSnooping: on, DhcpServer: on, Ra: on, Bpdu: on, Control: on, VirtualRouter: on}
+	return []object{
+		&v1.PortProfile{Meta: meta("secure", time.Hour), Spec: &v1.PortProfileSpec{Description: "all guards"}, Status: &v1.PortProfileStatus{Ports: 12, Effective: &v1.PortProfileSpec{Guards: all}}},
+		&v1.PortProfile{Meta: meta("router", time.Minute), Spec: &v1.PortProfileSpec{Parent: "default"}, Status: &v1.PortProfileStatus{Ports: 1, Effective: &v1.PortProfileSpec{
+			Guards: &v1.Guards{Bpdu: on, Ra: off}, Security: &v1.Security{ForgedTransmits: on}, Trunk: &v1.Trunk{Vlans: []string{"10", "20-29"}},
+			PrivateRole: v1.PrivateRole_PRIVATE_ROLE_COMMUNITY, Community: 7,
+			Qos: &v1.QoS{In: &v1.Rate{LimitBps: 100e6}, Out: &v1.Rate{LimitBps: 2500e6}}}}},
+	}
+}
+
+func samplePorts() []object {
+	return []object{
+		&v1.Port{Meta: meta("web/nic0", time.Hour), Spec: &v1.PortSpec{Network: "lan", Profile: "secure", Mac: "52:54:00:00:00:01"}, Status: &v1.PortStatus{
+			Host: "h1", Device: "dt1", Active: true, Generation: 3, ObservedGeneration: 3, Uplink: "up0", Bindings: []*v1.Binding{{Address: "10.1.0.7"}},
+			Counters: &v1.PortCounters{InBytes: 5 << 20, OutBytes: 7 << 10, Drops: []*v1.DropCounter{{Reason: "ARP", Packets: 4}, {Reason: "SOURCE_IP", Packets: 3}}}}},
+		&v1.Port{Meta: meta("db/nic0", time.Hour), Spec: &v1.PortSpec{Network: "lan", Profile: "web"}, Status: &v1.PortStatus{Host: "h1", Device: "dt2", Active: true, Generation: 4, ObservedGeneration: 3}},
+		&v1.Port{Meta: meta("old/nic0", time.Hour), Spec: &v1.PortSpec{Network: "lan", Profile: "web"}},
+		&v1.Port{Meta: meta("bad/nic0", time.Hour), Spec: &v1.PortSpec{Network: "lan"}, Status: &v1.PortStatus{Device: "dt3", Conditions: []*v1.Condition{{Status: true, Message: "no uplink"}}}},
 	}
 }

@@ -62,66 +62,6 @@ func (a *App) siteCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *App) networkCommand() *cobra.Command {
-	type flags struct {
-		description     string
-		sites, prefixes []string
-		mtu             int32
-		labels          labelFlags
-	}
-	var create, set flags
-	cmd := &cobra.Command{Use: "network", Aliases: []string{"net"}, Short: "Networks: layer-2 segments that NICs are on", Example: "  drover network create lan --prefix 10.1.0.0/24\n  drover network list"}
-	mk := &cobra.Command{
-		Use: "create NAME", Short: "Create a network", Args: want("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
-		Long:    "Create a network. VMs can be on it on hosts that say they have an uplink for it (drover host --network NAME=UPLINK).",
-		Example: "  drover network create lan --site berlin --prefix 10.1.0.0/24\n  drover network create jumbo --mtu 9000",
-		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			m, err := create.labels.labels(nil)
-			if err != nil {
-				return err
-			}
-			n, err := c.Network.Create(ctx, &v1.CreateNetworkRequest{Network: &v1.Network{Meta: &v1.Meta{Name: args[0], Labels: m},
-				Spec: &v1.NetworkSpec{Description: create.description, Sites: create.sites, Mtu: create.mtu, Prefixes: create.prefixes}}})
-			if err != nil {
-				return err
-			}
-			return a.printDone(networkKind(), n, "created")
-		}),
-	}
-	change := &cobra.Command{
-		Use: "set NAME", Short: "Change a network", Args: want("NAME"), ValidArgsFunction: a.firstArg(networkKind()),
-		Example: "  drover network set lan --prefix 10.1.0.0/24 --prefix fd00:1::/64",
-		RunE: a.runCmd(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
-			old, err := c.Network.Get(ctx, &v1.GetRequest{Name: args[0]})
-			if err != nil {
-				return err
-			}
-			u := &updater{cmd: cmd}
-			u.given("description", "spec.description")
-			u.given("site", "spec.sites")
-			u.given("prefix", "spec.prefixes")
-			u.given("mtu", "spec.mtu")
-			m, err := u.label(&set.labels, old.GetMeta().GetLabels())
-			if err != nil {
-				return err
-			}
-			return u.send(ctx, a, c, networkKind(), &v1.Network{Meta: &v1.Meta{Name: args[0], Revision: old.GetMeta().GetRevision(), Labels: m},
-				Spec: &v1.NetworkSpec{Description: set.description, Sites: set.sites, Mtu: set.mtu, Prefixes: set.prefixes}})
-		}),
-	}
-	for cmd, f := range map[*cobra.Command]*flags{mk: &create, change: &set} {
-		cmd.Flags().StringVar(&f.description, "description", "", "a line for people")
-		cmd.Flags().StringSliceVar(&f.sites, "site", nil, "site that it is in (repeatable; default all)")
-		cmd.Flags().StringSliceVar(&f.prefixes, "prefix", nil, "IP prefix in use on it (repeatable)")
-		cmd.Flags().Int32Var(&f.mtu, "mtu", 0, "1280 to 9216 (default 1500)")
-		register(cmd, "site", a.names(siteKind(), ""))
-		f.labels.add(cmd, cmd == change)
-		a.outputFlag(cmd)
-	}
-	cmd.AddCommand(mk, change, a.listCommand(networkKind(), "network"), a.showCommand(networkKind()), a.rmCommand(networkKind(), "Delete networks that no NIC is on", ""))
-	return cmd
-}
-
 func (a *App) datastoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "datastore", Aliases: []string{"ds"}, Short: "Datastores: directories on hosts where disks live", Example: "  drover datastore create fast --host h1 --path /srv/fast\n  drover datastore list"}
 	var host, path string

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -170,12 +171,10 @@ func networkKind() *kind {
 				}
 				return strings.Join(n.GetSpec().GetSites(), ",")
 			}),
-			num("MTU", func(n *v1.Network) string {
-				if n.GetSpec().GetMtu() == 0 {
-					return "1500"
-				}
-				return fmt.Sprint(n.GetSpec().GetMtu())
-			}),
+			col("SEGMENT", segment),
+			num("VNI", func(n *v1.Network) string { return fmt.Sprint(n.GetStatus().GetVni()) }),
+			num("MTU", func(n *v1.Network) string { return fmt.Sprint(n.GetStatus().GetMtu()) }),
+			col("PROFILE", func(n *v1.Network) string { return cmp.Or(n.GetSpec().GetProfile(), "default") }),
 			col("PREFIXES", func(n *v1.Network) string { return strings.Join(n.GetSpec().GetPrefixes(), ",") }),
 			num("HOSTS", func(n *v1.Network) string { return fmt.Sprint(len(n.GetStatus().GetHosts())) }),
 			num("NICS", func(n *v1.Network) string { return fmt.Sprint(n.GetStatus().GetNics()) }),
@@ -185,6 +184,32 @@ func networkKind() *kind {
 			labelsColumn(),
 		},
 	}
+}
+
+// segment says what carries a network: a VLAN, an overlay, or both.
+func segment(n *v1.Network) string {
+	var out []string
+	if p := n.GetSpec().GetPhysical(); p != nil {
+		vlan := "untagged"
+		if p.GetVlan() != 0 {
+			vlan = fmt.Sprintf("vlan %d", p.GetVlan())
+		}
+		if len(p.GetSiteVlans()) > 0 {
+			vlan += "…"
+		}
+		if t := p.GetTeam(); t != "" && t != "default" {
+			vlan += " on " + t
+		}
+		out = append(out, vlan)
+	}
+	if o := n.GetSpec().GetOverlay(); o != nil {
+		if o.GetEncrypted() {
+			out = append(out, "encrypted overlay")
+		} else {
+			out = append(out, "overlay")
+		}
+	}
+	return strings.Join(out, " + ")
 }
 
 func datastoreKind() *kind {

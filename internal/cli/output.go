@@ -132,3 +132,11 @@ func messages(items []object) []proto.Message {
 	}
 	return out
 }
+
+// printMessage prints a message that is no resource, for programs.
+func (a *App) printMessage(m proto.Message) error {
+	if a.output == "yaml" {
+		return manifest.YAML(a.Out, "", m)
+	}
+	return manifest.JSON(a.Out, "", m)
+}

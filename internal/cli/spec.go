@@ -17,7 +17,7 @@ import (
 
 const (
 	diskKeys = "name, size, image, datastore, format, bus, boot, ro"
-	nicKeys  = "name, network, adapter, mac, link, address, gateway, nameserver"
+	nicKeys  = "name, network, profile, adapter, mac, link, address, gateway, nameserver"
 )
 
 // fieldsOf splits a specification. bare is the key of a first element without "=".
@@ -94,6 +94,8 @@ func parseNIC(flag, s string) (*v1.NICSpec, error) {
 			n.Name = value
 		case "network":
 			n.Network = value
+		case "profile":
+			n.Profile = value
 		case "adapter":
 			n.Adapter, err = enumOf[v1.NICAdapter](n.Adapter, value)
 		case "mac":

@@ -276,18 +276,19 @@ func (a *App) nicAddCommand() *cobra.Command {
 
 func (a *App) nicSetCommand() *cobra.Command {
 	var w waitFlags
-	var network, link string
+	var network, profile, link string
 	cmd := &cobra.Command{
 		Use: "set VM NIC", Short: "Put a NIC on another network, or pull its cable", Args: want("VM", "[NIC]"), ValidArgsFunction: a.partArg(nicKind()),
-		Example: "  drover vm nic set web nic0 --network dmz\n  drover vm nic set web nic0 --link down",
+		Example: "  drover vm nic set web nic0 --network dmz --profile secure\n  drover vm nic set web nic0 --link down",
 		RunE: a.runCmd(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			name, err := partName("nic", args)
 			if err != nil {
 				return err
 			}
 			u := &updater{cmd: cmd}
-			n := &v1.NICSpec{Network: network}
+			n := &v1.NICSpec{Network: network, Profile: profile}
 			u.given("network", "spec.network")
+			u.given("profile", "spec.profile")
 			if u.given("link", "spec.link_down") {
 				if n.LinkDown, err = parseLink(link); err != nil {
 					return usage("--link: %v", err)
@@ -300,7 +301,9 @@ func (a *App) nicSetCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVar(&network, "network", "", "network to be on")
+	cmd.Flags().StringVar(&profile, "profile", "", "port profile to follow (\"\": the network's)")
 	cmd.Flags().StringVar(&link, "link", "", "cable: up or down")
+	register(cmd, "profile", a.names(profileKind(), ""))
 	register(cmd, "network", a.names(networkKind(), ""))
 	register(cmd, "link", words("up", "down"))
 	w.add(cmd)

@@ -27,6 +27,9 @@ type Client struct {
 	Host      droverv1connect.HostServiceClient
 	Datastore droverv1connect.DatastoreServiceClient
 	Network   droverv1connect.NetworkServiceClient
+	Profile   droverv1connect.PortProfileServiceClient
+	Port      droverv1connect.PortServiceClient
+	Switch    droverv1connect.SwitchServiceClient
 	Image     droverv1connect.ImageServiceClient
 	Task      droverv1connect.TaskServiceClient
 	Event     droverv1connect.EventServiceClient
@@ -70,6 +73,9 @@ func New(t Target) (*Client, error) {
 	c.Host = droverv1connect.NewHostServiceClient(c.HTTP, c.Base, opts)
 	c.Datastore = droverv1connect.NewDatastoreServiceClient(c.HTTP, c.Base, opts)
 	c.Network = droverv1connect.NewNetworkServiceClient(c.HTTP, c.Base, opts)
+	c.Profile = droverv1connect.NewPortProfileServiceClient(c.HTTP, c.Base, opts)
+	c.Port = droverv1connect.NewPortServiceClient(c.HTTP, c.Base, opts)
+	c.Switch = droverv1connect.NewSwitchServiceClient(c.HTTP, c.Base, opts)
 	c.Image = droverv1connect.NewImageServiceClient(c.HTTP, c.Base, opts)
 	c.Task = droverv1connect.NewTaskServiceClient(c.HTTP, c.Base, opts)
 	c.Event = droverv1connect.NewEventServiceClient(c.HTTP, c.Base, opts)
