@@ -38,6 +38,13 @@ func CheckHost(h *v1.Host) error {
 	if r := s.GetMemoryReserveBytes(); r < 0 || r > 1<<44 {
 		f.Add("spec.memory_reserve_bytes", "OUT_OF_RANGE", "%d; must be 0 to 16 TiB", r)
 	}
+	checkEnums(f, s)
+	checkTeams(f, s.GetTeams())
+	if a := s.GetOverlayAddress(); a != "" {
+		if x, err := netip.ParseAddr(a); err != nil || x.IsUnspecified() || x.IsMulticast() || x.IsLoopback() || x.Zone() != "" {
+			f.Add("spec.overlay_address", "ADDRESS_INVALID", "%q is not an address by which other hosts can reach this one", a)
+		}
+	}
 	return f.Err()
 }
 
@@ -52,33 +59,6 @@ func CheckDatastore(d *v1.Datastore) error {
 		f.Add("spec.path", "PATH_INVALID", "%q must be an absolute, clean path", p)
 	case p == "/" || slices.Contains([]string{"/etc", "/usr", "/proc", "/sys", "/dev", "/boot", "/bin", "/sbin", "/lib"}, "/"+strings.SplitN(p, "/", 3)[1]):
 		f.Add("spec.path", "PATH_INVALID", "%q belongs to the system; use a directory of its own such as /srv/drover", p)
-	}
-	return f.Err()
-}
-
-// The range of MTUs: what IPv6 needs at least (RFC 8200, 5), to what switches call jumbo.
-const (
-	minMTU = 1280
-	maxMTU = 9216
-)
-
-// CheckNetwork says what is wrong with a network.
-func CheckNetwork(n *v1.Network) error {
-	f := begin(KindNetwork, n.GetMeta(), false)
-	s := n.GetSpec()
-	checkText(f, "spec.description", s.GetDescription(), 1024)
-	if m := s.GetMtu(); m != 0 && (m < minMTU || m > maxMTU) {
-		f.Add("spec.mtu", "OUT_OF_RANGE", "%d; must be %d to %d, or 0 for 1500", m, minMTU, maxMTU)
-	}
-	for _, site := range s.GetSites() {
-		if !ValidName(site) {
-			f.Add("spec.sites", "NAME_INVALID", "%q is not the name of a site", site)
-		}
-	}
-	for _, p := range s.GetPrefixes() {
-		if x, err := netip.ParsePrefix(p); err != nil || x.Masked() != x {
-			f.Add("spec.prefixes", "PREFIX_INVALID", "%q is not a network such as 10.1.0.0/24 or 2001:db8::/64", p)
-		}
 	}
 	return f.Err()
 }

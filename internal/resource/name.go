@@ -28,6 +28,8 @@ const (
 	KindTask      Kind = "task"
 	KindUser      Kind = "user"
 	KindToken     Kind = "token"
+	KindProfile   Kind = "profile"
+	KindPort      Kind = "port"
 )
 
 var (

@@ -272,6 +272,9 @@ func checkNICs(f *Faults, s *v1.VMSpec, hw *guest.Hardware) {
 		if !ValidName(n.Network) {
 			f.Add(at+".network", "NETWORK_MISSING", "%q is not the name of a network", n.Network)
 		}
+		if n.Profile != "" && !ValidName(n.Profile) {
+			f.Add(at+".profile", "NAME_INVALID", "%q is not the name of a port profile", n.Profile)
+		}
 		mac, err := NormalMAC(n.Mac)
 		if err != nil {
 			f.Add(at+".mac", "MAC_INVALID", "%v", err)
