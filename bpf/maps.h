@@ -183,7 +183,7 @@ struct vtep { struct ip_addr addr; __u32 family; /* AF_INET 2, AF_INET6 10 */ __
 
 /* ---- meters: ARRAY slot ------------------------------------------------------------------------------------------- */
 
-struct bucket { __u64 rate; /* bytes or packets per second; 0: no limit */ __u64 burst; __u64 tokens; /* ×1e9 */ __u64 stamp; /* ns */ };
+struct bucket { __u64 rate; /* bytes or packets per second; 0: no limit */ __u64 burst; __u64 tokens; /* not used */ __u64 stamp; /* when it is full again, 1/16 ns of ktime */ };
 struct meter { struct bucket in, out, broadcast, multicast, unknown, dhcp, punt; };
 
 /* ---- counters ----------------------------------------------------------------------------------------------------- */
