@@ -34,7 +34,7 @@ func (a *App) portCommand() *cobra.Command {
 func (a *App) portDropsCommand() *cobra.Command {
 	var reasons bool
 	cmd := &cobra.Command{
-		Use: "drops [VM/NIC…]", Short: "Frames that were dropped, by port and reason", ValidArgsFunction: a.everyArg(portKind()),
+		Use: "drops [VM/NIC…]", Short: "Frames that were dropped, by port and reason", Args: cobra.ArbitraryArgs, ValidArgsFunction: a.everyArg(portKind()),
 		Example: "  drover port drops\n  drover port drops web/nic0\n  drover port drops --reasons",
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if reasons {
