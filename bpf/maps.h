@@ -339,6 +339,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } drops SEC(".maps");
+PINNED_ARRAY(BPF_MAP_TYPE_ARRAY, provisional, struct binding_key, MAX_PORTS); /* by slot: the last binding that the datapath made for it */
 PINNED_RING(events, 1 << 20);
 PINNED_RING(punts, 1 << 21);
 PINNED_RING(captures, 1 << 22);
