@@ -118,7 +118,7 @@ func reply(c net.Conn, code int, v any) {
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, text, typ, len(b), b)
 }
 
-var errNotFound = fmt.Errorf("not found: there is / /counter /load /disk/list /disk/write /disk/read /disk/verify /heartbeat")
+var errNotFound = fmt.Errorf("not found: there is / /counter /load /disk/list /disk/write /disk/read /disk/verify /heartbeat /frame/send /frame/watch")
 
 // query holds the parameters of a request.
 type query url.Values
@@ -152,6 +152,10 @@ func (s *server) route(path string, q query) (any, error) {
 		}
 		s.heartbeat.set(time.Duration(min(ms, 1<<31)) * time.Millisecond)
 		return map[string]any{"ms": ms, "beats": s.heartbeat.count.Load()}, nil
+	case "/frame/send":
+		return sendFrames(q)
+	case "/frame/watch":
+		return watchFrames(q)
 	case "/disk/list":
 		return listDisks(), nil
 	case "/disk/write", "/disk/read", "/disk/verify":
