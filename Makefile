@@ -12,7 +12,7 @@ export GOFLAGS   = -trimpath
 export GOTOOLCHAIN = local
 export PATH := $(dir $(GO)):$(PATH)
 
-.PHONY: help build demo demo-down test race soak bench bench-vm gen lint deps clean
+.PHONY: help build demo demo-down test race soak bench bench-vm bench-switch gen lint deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,10 +38,13 @@ race: deps ## the tests under the race detector (slow: guests are not)
 soak: deps build ## long runs of what `test` runs shortly
 	DROVER_SOAK=1 $(GO) test -p 1 -timeout 4h ./test/...
 
-bench: bench-vm ## all benchmarks, with ratios against peers
+bench: bench-vm bench-switch ## all benchmarks, with ratios against peers
 
 bench-vm: deps build ## starting VMs, memory, state
 	$(GO) run ./bench/vm -drover $(BIN) -out bench/results/vm.json
+
+bench-switch: deps build ## the switch beside a Linux bridge and Open vSwitch
+	$(GO) run ./bench/switch -out bench/results/switch.json
 
 gen: ## regenerate what is generated
 	scripts/generate
