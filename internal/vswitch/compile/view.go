@@ -228,7 +228,7 @@ type Hop struct{ Net, VTEP uint32 }
 // Hop says which flood list a registration puts a tunnel end into, if any.
 func (v *View) Hop(key table.FDBKey, r Registration) (Hop, bool) {
 	c := v.byNet[key.Net]
-	if c == nil || r.Host == v.host {
+	if c == nil || r.Host == v.host || v.local[key] != nil {
 		return Hop{}, false
 	}
 	e, ok := v.route(r.Host, c)
