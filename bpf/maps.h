@@ -153,6 +153,7 @@ struct binding {
 	__u8  mac[6];
 	__u8  source;              /* enum binding_source */
 	__u8  pad;
+	__u32 pad2;
 	__u64 expires;             /* bpf_ktime_get_boot_ns; 0: never */
 };
 enum binding_source { BINDING_ASSIGNED = 1, BINDING_DHCP = 2, BINDING_PROVISIONAL = 3, BINDING_REMOTE = 4, BINDING_VIRTUAL = 5 };

@@ -3,20 +3,41 @@ package vswitch
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 
+	"drover/internal/hostnet"
 	"drover/internal/vswitch/table"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Config says where a datapath is kept.
 type Config struct {
 	// Dir is the directory of pins, in a bpffs: BPFFS/drover-TAG. It is made.
 	Dir string
+	// Log hears what is no error of the caller's: pins of gone devices, an upgrade. Nil: nobody.
 	Log *slog.Logger
+}
+
+// Validate says what is wrong with the configuration.
+func (c *Config) Validate() error {
+	if !filepath.IsAbs(c.Dir) || filepath.Clean(c.Dir) == "/" {
+		return fmt.Errorf("datapath directory %q: want an absolute path below a bpffs, such as /sys/fs/bpf/drover-1", c.Dir)
+	}
+	return nil
 }
 
 // ErrUnsupported is wrapped when the kernel can't do what the datapath needs.
 var ErrUnsupported = errors.New("vswitch: not supported by this kernel")
+
+// ErrClosed is what methods return after Close.
+var ErrClosed = errors.New("vswitch: the datapath is closed")
 
 // Kind says which program a device gets.
 type Kind int
@@ -28,79 +49,188 @@ const (
 	KindTunnel
 )
 
+// String is the kind's name in errors and logs.
+func (k Kind) String() string {
+	switch k {
+	case KindPort:
+		return "port"
+	case KindUplink:
+		return "uplink"
+	case KindTunnel:
+		return "tunnel"
+	}
+	return fmt.Sprintf("kind %d", int(k))
+}
+
 // Device is a device of the switch.
 type Device struct {
 	Ifindex int
-	Name    string
+	Name    string // of Attached: empty if the device is gone
 	Kind    Kind
+	Gone    bool // of Attached: the device is no more; its pins and rows were removed
 }
 
 // Datapath is one host's datapath. Its methods may be called from several goroutines.
-type Datapath struct{}
+type Datapath struct {
+	cfg   Config
+	build build
+	log   *slog.Logger
+	net   *hostnet.Net // the namespace that the devices are in
+	objs  datapathObjects
+	maps  mapSet
 
-// Open makes the datapath in cfg.Dir or takes over the one that is there, also one of another layout: then it copies what only the
-// maps know and switches each link. No packet is lost on the way. It runs in the network namespace of the caller's thread.
-func Open(ctx context.Context, cfg Config) (*Datapath, error) { return nil, errors.ErrUnsupported }
+	mu sync.Mutex
+	// have is what the maps hold, but for bindings, which the datapath writes too; members have the rows of the maps.
+	have     *table.Tables
+	captured map[uint32]int // how many captures want a device's frames
+	old      []uint32       // layouts whose maps the links still use, until the first Apply
+	closed   bool
 
-// Close lets go of the datapath, which goes on.
-func (d *Datapath) Close() error { return nil }
-
-// Remove detaches and unpins everything: the host leaves the switch.
-func (d *Datapath) Remove() error { return errors.ErrUnsupported }
-
-// Tables is a copy of the configuration as the maps hold it.
-func (d *Datapath) Tables() (*table.Tables, error) { return nil, errors.ErrUnsupported }
-
-// Apply brings the maps to want. Rows that are equal are not written; leases that the datapath noted itself (PROVISIONAL) stay.
-func (d *Datapath) Apply(ctx context.Context, want *table.Tables) error { return errors.ErrUnsupported }
-
-// Register changes rows of fdb and bindings alone: what changes most.
-func (d *Datapath) Register(ctx context.Context, set map[table.FDBKey]table.FDBEntry, removed []table.FDBKey, bind map[table.BindingKey]table.Binding, unbind []table.BindingKey) error {
-	return errors.ErrUnsupported
+	ring capturing
 }
 
-// Attach puts the programs of its kind on a device, at the tail. One that has them keeps its link. A port whose row is not there yet passes nothing.
-func (d *Datapath) Attach(ctx context.Context, dev Device) error { return errors.ErrUnsupported }
-
-// Detach takes the programs off a device and removes its rows, first that of the port. A device that is gone is no error.
-func (d *Datapath) Detach(ifindex int) error { return errors.ErrUnsupported }
-
-// Attached lists devices that have links here, also those that are gone.
-func (d *Datapath) Attached() ([]Device, error) { return nil, errors.ErrUnsupported }
-
-// Foreign describes programs of others on the device, tcx and classic tc.
-func (d *Datapath) Foreign(ifindex int) ([]string, error) { return nil, errors.ErrUnsupported }
-
-// Counters are a slot's.
-type Counters struct {
-	table.Traffic
-	Drops map[table.Reason]table.DropCount
+// build is a version of the datapath: one for users, others for tests of upgrades.
+type build struct {
+	layout     uint32
+	spec       func() (*ebpf.CollectionSpec, error)
+	converters map[uint32]converter // by the old layout
+	// reached is called at each step at which a crash must do no harm; an error ends the work there. Nil: nothing is called.
+	reached func(step string) error
 }
 
-// Counters sums over processors.
-func (d *Datapath) Counters(slots []uint32) (map[uint32]Counters, error) {
-	return nil, errors.ErrUnsupported
+func (b *build) at(step string) error {
+	if b.reached == nil {
+		return nil
+	}
+	return b.reached(step)
 }
 
-// ResetCounters sets a slot's counters to zero: a new port has it now.
-func (d *Datapath) ResetCounters(slot uint32) error { return errors.ErrUnsupported }
-
-// Events calls each for every event until ctx ends. One caller at a time.
-func (d *Datapath) Events(ctx context.Context, each func(*table.Event)) error {
-	return errors.ErrUnsupported
+func current() build {
+	return build{layout: table.Layout, spec: loadDatapath, converters: nil}
 }
 
-// Punts does the same for punts.
-func (d *Datapath) Punts(ctx context.Context, each func(*table.Punt)) error {
-	return errors.ErrUnsupported
+// Open makes the datapath in cfg.Dir or takes over the one that is there. Programs of another build replace the old ones at once, in each link, if they
+// have the same layout of maps. With another layout, Open makes new maps and copies what only the maps know; the old programs go on
+// with the old maps until the first Apply, which fills the new ones and then switches each link: call it soon. No packet is lost on
+// the way, and a crash anywhere in it is repaired by the next Open. Frames that pass while the links are switched (milliseconds) may be missing in the counters.
+//
+// Devices are those of the network namespace of the caller's thread; later calls may come from any thread.
+// One process at a time may have a directory open.
+func Open(ctx context.Context, cfg Config) (*Datapath, error) { return open(ctx, cfg, current()) }
+
+func open(ctx context.Context, cfg Config, b build) (_ *Datapath, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("vswitch: lift the limit on locked memory: %w", err)
+	}
+	if err := isBPF(filepath.Dir(cfg.Dir)); err != nil {
+		return nil, fmt.Errorf("datapath directory %s: %w", cfg.Dir, err)
+	}
+	d := &Datapath{cfg: cfg, build: b, log: cfg.Log, captured: map[uint32]int{}}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{cfg.Dir, d.linkDir(), d.mapDir(b.layout)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("datapath directory: %w", err)
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if d.net, err = hostnet.Current(); err != nil {
+		return nil, err
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(b.at("loaded"), ctx.Err()); err != nil {
+		return nil, err
+	}
+	if err := d.takeOver(); err != nil {
+		return nil, err
+	}
+	if d.have, err = d.maps.read(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(d.stopCaptures(), d.removeGone()); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
-// Capture switches copies of a port's or uplink's frames on, calls each until ctx ends, and switches them off. Several at a time share the ring.
-func (d *Datapath) Capture(ctx context.Context, ifindex int, each func(*table.Capture)) error {
-	return errors.ErrUnsupported
+// load opens or makes the maps of our layout and loads the programs.
+func (d *Datapath) load() error {
+	spec, err := d.build.spec()
+	if err != nil {
+		return fmt.Errorf("vswitch: read the datapath's object: %w", err)
+	}
+	dir := d.mapDir(d.build.layout)
+	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
+	var wrong *ebpf.VerifierError
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return fmt.Errorf("vswitch: maps in %s are of another shape but of the same layout number: whoever changed them must raise DROVER_LAYOUT: %w", dir, err)
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	case errors.As(err, &wrong):
+		return fmt.Errorf("vswitch: the kernel refuses the datapath: %+v", wrong)
+	case err != nil:
+		return fmt.Errorf("vswitch: load the datapath: %w", err)
+	}
+	d.maps = newMaps(&d.objs.datapathMaps)
+	return nil
 }
 
-// Try runs a program on a frame without sending anything that is not flooded, and returns the action and the frame as it left. For traces and tests.
-func (d *Datapath) Try(kind Kind, ifindex int, frame []byte) (action uint32, out []byte, err error) {
-	return 0, nil, errors.ErrUnsupported
+// Close lets go of the datapath, which goes on. It ends captures, events and punts, and waits for those that are being read.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	d.mu.Unlock()
+	errs := []error{d.ring.close()}
+	if d.objs.PortIn != nil {
+		errs = append(errs, d.objs.Close())
+	}
+	if d.net != nil {
+		errs = append(errs, d.net.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Remove detaches and unpins everything: the host leaves the switch. Guests have no connectivity any more. The datapath is closed.
+func (d *Datapath) Remove() error {
+	d.mu.Lock()
+	defer func() { d.mu.Unlock(); d.Close() }()
+	if d.closed {
+		return ErrClosed
+	}
+	var errs []error
+	// Rows first: while links go one by one, no port may pass frames that only half of the datapath sees.
+	errs = append(errs, d.clearPorts())
+	pins, err := d.pins()
+	errs = append(errs, err)
+	for _, p := range pins {
+		errs = append(errs, d.unpin(p))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove the datapath: %w", err)
+	}
+	if err := os.RemoveAll(d.cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the datapath: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) linkDir() string { return filepath.Join(d.cfg.Dir, "links") }
+
+func (d *Datapath) mapDir(layout uint32) string {
+	return filepath.Join(d.cfg.Dir, fmt.Sprintf("maps-%d", layout))
 }

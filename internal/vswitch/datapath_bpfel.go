@@ -19,7 +19,7 @@ type datapathBinding struct {
 	Mac     [6]uint8
 	Source  uint8
 	Pad     uint8
-	_       [4]byte
+	Pad2    uint32
 	Expires uint64
 }
 
@@ -256,6 +256,7 @@ const (
 	datapathMapMeters      = "meters"
 	datapathMapNetworks    = "networks"
 	datapathMapPorts       = "ports"
+	datapathMapProvisional = "provisional"
 	datapathMapPunts       = "punts"
 	datapathMapTeams       = "teams"
 	datapathMapTrunks      = "trunks"
@@ -334,6 +335,7 @@ type datapathMapSpecs struct {
 	Meters      *ebpf.MapSpec `ebpf:"meters"`
 	Networks    *ebpf.MapSpec `ebpf:"networks"`
 	Ports       *ebpf.MapSpec `ebpf:"ports"`
+	Provisional *ebpf.MapSpec `ebpf:"provisional"`
 	Punts       *ebpf.MapSpec `ebpf:"punts"`
 	Teams       *ebpf.MapSpec `ebpf:"teams"`
 	Trunks      *ebpf.MapSpec `ebpf:"trunks"`
@@ -382,6 +384,7 @@ type datapathMaps struct {
 	Meters      *ebpf.Map `ebpf:"meters"`
 	Networks    *ebpf.Map `ebpf:"networks"`
 	Ports       *ebpf.Map `ebpf:"ports"`
+	Provisional *ebpf.Map `ebpf:"provisional"`
 	Punts       *ebpf.Map `ebpf:"punts"`
 	Teams       *ebpf.Map `ebpf:"teams"`
 	Trunks      *ebpf.Map `ebpf:"trunks"`
@@ -406,6 +409,7 @@ func (m *datapathMaps) Close() error {
 		m.Meters,
 		m.Networks,
 		m.Ports,
+		m.Provisional,
 		m.Punts,
 		m.Teams,
 		m.Trunks,

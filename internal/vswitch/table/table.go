@@ -229,6 +229,7 @@ type Binding struct {
 	MAC     MAC
 	Source  BindingSource
 	_       uint8
+	_       uint32
 	Expires uint64 // CLOCK_BOOTTIME ns; 0: never
 }
 

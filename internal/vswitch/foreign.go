@@ -1,0 +1,71 @@
+package vswitch
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Foreign describes tcx programs of others on the device, each with its name, id, direction and whether it sees frames before ours or, where ours
+// lets frames go on, behind it. Classic tc filters always run behind tcx; hostnet lists them.
+func (d *Datapath) Foreign(ifindex int) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, ErrClosed
+	}
+	var out []string
+	for _, p := range []pin{{ifindex, false}, {ifindex, true}} {
+		var res *link.QueryResult
+		err := d.net.Do(func() (err error) {
+			res, err = link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: p.attach()})
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look for programs on device %d: %w", ifindex, err)
+		}
+		var mine link.ID
+		if a, err := d.openLink(p); err != nil {
+			return nil, err
+		} else if a != nil {
+			mine = a.id
+			a.link.Close()
+		}
+		isMine := func(ap link.AttachedProgram) bool {
+			id, ok := ap.LinkID()
+			return ok && mine != 0 && id == mine
+		}
+		at := slices.IndexFunc(res.Programs, isMine)
+		for i, ap := range res.Programs {
+			if i == at {
+				continue
+			}
+			out = append(out, describe(ap, p.out, at, i))
+		}
+	}
+	return out, nil
+}
+
+// describe says whose program it is that stands at i when ours stands at ours (-1: nowhere).
+func describe(ap link.AttachedProgram, egress bool, ours, i int) string {
+	direction, where := "ingress", "alone: ours is not attached"
+	if egress {
+		direction = "egress"
+	}
+	switch {
+	case ours >= 0 && i < ours:
+		where = "before ours"
+	case ours >= 0:
+		where = "behind ours"
+	}
+	name := "?"
+	if prog, err := ebpf.NewProgramFromID(ap.ID); err == nil {
+		if info, err := prog.Info(); err == nil && info.Name != "" {
+			name = info.Name
+		}
+		prog.Close()
+	}
+	return fmt.Sprintf("tcx %s program %s (id %d), %s", direction, name, ap.ID, where)
+}
