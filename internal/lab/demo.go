@@ -62,7 +62,7 @@ func (d *demo) play() error {
 		return err
 	}
 	fmt.Fprintln(d.w, "Drover, shown on this machine alone: two data centers with two hosts each, joined by a WAN.")
-	for _, act := range []func() error{d.buildImages, d.up, d.tinies, d.snapshot, d.debians} {
+	for _, act := range []func() error{d.buildImages, d.up, d.tinies, d.stretched, d.snapshot, d.debians} {
 		if err := act(); err != nil {
 			if d.ctx.Err() != nil {
 				return context.Cause(d.ctx)
@@ -189,7 +189,9 @@ func (d *demo) makeKey() error {
 func (d *demo) ensureVM(ctx context.Context, name, site string, spec *v1.VMSpec) (fresh bool, err error) {
 	spec.Power = v1.Power_POWER_ON
 	spec.Placement = &v1.PlacementSpec{Site: site}
-	spec.Nics = []*v1.NICSpec{{Name: "eth0", Network: NetworkName}}
+	if len(spec.Nics) == 0 {
+		spec.Nics = []*v1.NICSpec{{Name: "eth0", Network: NetworkName}}
+	}
 	_, err = d.f.API.VM.Create(ctx, &v1.CreateVMRequest{Vm: &v1.VM{Meta: &v1.Meta{Name: name}, Spec: spec}})
 	if connect.CodeOf(err) == connect.CodeAlreadyExists {
 		_, err = d.f.API.VM.Start(ctx, &v1.StartVMRequest{Name: name})
@@ -240,6 +242,10 @@ Try next:
    %[2]s vm console tiny-west                      # leave by Ctrl-]
    %[2]s vm exec debian-east -- uptime
    %[2]s lab exec east-rt ssh -o StrictHostKeyChecking=no -i %[3]s demo@%[4]s
+   %[2]s switch show; %[2]s switch uplinks; %[2]s port list
+   %[2]s port drops evil/eth0
+   %[2]s port capture app-east/eth0 -w app.pcapng
+   %[2]s port trace evil/eth0 arp reply 192.0.2.1 is-at 52:54:00:00:00:66
    %[2]s vm create mine --image debian-12 --memory 512M --network lan --start
    %[2]s lab wan --delay 50ms --loss 1%%
    %[2]s lab status
