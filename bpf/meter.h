@@ -104,7 +104,7 @@ static __always_inline __u32 meter_in(struct __sk_buff *skb, struct packet *p, c
 		return DROP_NONE;
 	w = wire_size(skb);
 	if (flags & PORT_STORM) {
-		if (*(__u16 *)p->dst == 0xffff && *(__u32 *)(p->dst + 2) == 0xffffffff) {
+		if (is_broadcast(p->dst)) {
 			if (!bucket_take(&m->broadcast, w.packets))
 				return DROP_STORM_BROADCAST;
 		} else if (!bucket_take(&m->multicast, w.packets)) {
