@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"slices"
 	"time"
+
+	"drover/internal/vswitch/inet"
 )
 
 // Types of fields of CDP, as tshark and Cisco's documents name them.
@@ -59,22 +61,10 @@ func CDP(s Self) []byte {
 		version = append(version, ' ')
 	}
 	field(cdpVersion, version)
-	binary.BigEndian.PutUint16(p[2:], checksum(p))
+	binary.BigEndian.PutUint16(p[2:], inet.Checksum(p))
 	f := slices.Concat(cdpGroup[:], s.MAC[:])
 	f = binary.BigEndian.AppendUint16(f, uint16(len(cdpSNAP)+len(p)))
 	return slices.Concat(f, cdpSNAP, p)
-}
-
-// checksum is RFC 1071's over an even number of bytes.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 func parseCDP(b []byte, length int) (Neighbor, error) {
@@ -86,7 +76,7 @@ func parseCDP(b []byte, length int) (Neighbor, error) {
 	if b[0] != 1 && b[0] != 2 {
 		return n, malformed("CDP version %d", b[0])
 	}
-	if len(b)%2 == 0 && checksum(b) != 0 {
+	if len(b)%2 == 0 && inet.Checksum(b) != 0 {
 		return n, malformed("CDP with a wrong checksum")
 	}
 	n.TTL = time.Duration(b[1]) * time.Second
