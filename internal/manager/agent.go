@@ -11,19 +11,20 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// WatchFor streams what a host should know and run: its own record, its datastores, the networks and images, then its VMs;
-// SYNCED; then changes. A VM that is no longer the host's is DELETED.
+// WatchFor streams what a host should know and run: its own record and the other hosts as peers, its datastores, the networks, port
+// profiles and images, the registrations of the switch, then its VMs; SYNCED; then changes. A VM that is no longer the host's is DELETED.
 func (m *Manager) WatchFor(ctx context.Context, host string, send func(*v1.AgentChange) error) error {
-	feed := &agentFeed{m: m, host: host, send: send, mine: map[string]bool{}, told: map[string]int64{}}
+	feed := &agentFeed{m: m, host: host, send: send, mine: map[string]bool{}, told: map[string]int64{}, peers: map[string]*v1.Peer{}, chains: map[string]int64{}}
 	hosts, stores, nets := m.Hosts.cache.Subscribe(0), m.Datastores.cache.Subscribe(0), m.Networks.cache.Subscribe(0)
-	images, vms := m.Images.cache.Subscribe(0), m.VMs.cache.Subscribe(0)
+	profs, images, vms, regs := m.Profiles.cache.Subscribe(0), m.Images.cache.Subscribe(0), m.VMs.cache.Subscribe(0), m.board.regs.Subscribe(0)
 	steps := make(chan func() error)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	// One goroutine for each kind waits; what it gets is sent by this one, so that the stream has one writer. The first
 	// batch of each is sent here, in the order that hosts rely on.
 	for _, first := range []func() error{
-		batch(ctx, hosts, feed.host_), batch(ctx, stores, feed.datastore), batch(ctx, nets, feed.network), batch(ctx, images, feed.image), batch(ctx, vms, feed.vm),
+		batch(ctx, hosts, feed.host_), batch(ctx, stores, feed.datastore), batch(ctx, nets, feed.network), batch(ctx, profs, feed.profile),
+		batch(ctx, images, feed.image), batches(ctx, regs, feed.registrations), batch(ctx, vms, feed.vm),
 	} {
 		if err := first(); err != nil {
 			return err
@@ -35,12 +36,23 @@ func (m *Manager) WatchFor(ctx context.Context, host string, send func(*v1.Agent
 	go follow(ctx, stop, hosts, steps, feed.host_)
 	go follow(ctx, stop, stores, steps, feed.datastore)
 	go follow(ctx, stop, nets, steps, feed.network)
+	go follow(ctx, stop, profs, steps, feed.profile)
 	go follow(ctx, stop, images, steps, feed.image)
+	go followBatches(ctx, stop, regs, steps, feed.registrations)
 	go follow(ctx, stop, vms, steps, feed.vm)
+	settled := m.board.settled
+	if feed.complete {
+		settled = nil
+	}
 	for {
 		select {
 		case step := <-steps:
 			if err := step(); err != nil {
+				return err
+			}
+		case <-settled:
+			settled = nil
+			if err := feed.allRegistrations(); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -50,11 +62,7 @@ func (m *Manager) WatchFor(ctx context.Context, host string, send func(*v1.Agent
 }
 
 func batch[T proto.Message](ctx context.Context, sub *store.Subscription[T], each func(store.Event[T]) error) func() error {
-	return func() error {
-		events, err := sub.Next(ctx)
-		if err != nil {
-			return err
-		}
+	return batches(ctx, sub, func(events []store.Event[T]) error {
 		for _, e := range events {
 			if e.Type == store.Reset {
 				continue // the first state; nothing was sent before
@@ -64,27 +72,41 @@ func batch[T proto.Message](ctx context.Context, sub *store.Subscription[T], eac
 			}
 		}
 		return nil
+	})
+}
+
+func batches[T proto.Message](ctx context.Context, sub *store.Subscription[T], all func([]store.Event[T]) error) func() error {
+	return func() error {
+		events, err := sub.Next(ctx)
+		if err != nil {
+			return err
+		}
+		return all(events)
 	}
 }
 
-// follow hands batches of one kind over to the writer until ctx ends. Its owner is WatchFor, whose stop ends it.
+// follow hands changes of one kind over to the writer until ctx ends. Its owner is WatchFor, whose stop ends it.
 func follow[T proto.Message](ctx context.Context, stop context.CancelCauseFunc, sub *store.Subscription[T], steps chan<- func() error, each func(store.Event[T]) error) {
+	followBatches(ctx, stop, sub, steps, func(events []store.Event[T]) error {
+		for _, e := range events {
+			if err := each(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// followBatches is follow for who looks at all changes of a batch together.
+func followBatches[T proto.Message](ctx context.Context, stop context.CancelCauseFunc, sub *store.Subscription[T], steps chan<- func() error, all func([]store.Event[T]) error) {
 	for {
 		events, err := sub.Next(ctx)
 		if err != nil {
 			stop(err)
 			return
 		}
-		step := func() error {
-			for _, e := range events {
-				if err := each(e); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
 		select {
-		case steps <- step:
+		case steps <- func() error { return all(events) }:
 		case <-ctx.Done():
 			return
 		}
@@ -101,6 +123,12 @@ type agentFeed struct {
 	send func(*v1.AgentChange) error
 	mine map[string]bool  // VMs that the host was told of
 	told map[string]int64 // revisions of the images and networks that it was told of, "KIND/NAME"
+	// site is the host's; peers and chains are what it was told of the other hosts, and of which generation of profiles.
+	site   string
+	peers  map[string]*v1.Peer
+	chains map[string]int64
+	// complete: it was told of all registrations as such.
+	complete bool
 }
 
 func changeOf[T proto.Message](e store.Event[T]) (v1.ChangeKind, T, error) {
@@ -119,13 +147,21 @@ func changeOf[T proto.Message](e store.Event[T]) (v1.ChangeKind, T, error) {
 
 func (f *agentFeed) host_(e store.Event[*v1.Host]) error {
 	kind, h, err := changeOf(e)
-	if err != nil || kind == 0 || h.Meta.Name != f.host {
+	if err != nil || kind == 0 {
 		return err
+	}
+	if h.Meta.Name != f.host {
+		return f.peer(kind, h)
 	}
 	if kind == v1.ChangeKind_CHANGE_KIND_DELETED {
 		return &resource.Error{Code: resource.Denied, Kind: resource.KindHost, Name: f.host, Reason: "HOST_REMOVED", Message: "was removed from this installation"}
 	}
-	return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Host{Host: h}})
+	moved := f.site != "" && f.site != h.Spec.GetSite()
+	f.site = h.Spec.GetSite()
+	if err := f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Host{Host: h}}); err != nil || !moved {
+		return err
+	}
+	return f.allRegistrations()
 }
 
 func (f *agentFeed) datastore(e store.Event[*v1.Datastore]) error {
@@ -142,7 +178,13 @@ func (f *agentFeed) network(e store.Event[*v1.Network]) error {
 		return err
 	}
 	f.note(resource.KindNetwork, n.Meta)
-	return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Network{Network: n}})
+	if err := f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Network{Network: n}}); err != nil {
+		return err
+	}
+	if old := e.Old; kind == v1.ChangeKind_CHANGE_KIND_MODIFIED && f.complete && resource.Spans(old.Spec, f.site) != resource.Spans(n.Spec, f.site) {
+		return f.allRegistrations()
+	}
+	return nil
 }
 
 func (f *agentFeed) image(e store.Event[*v1.Image]) error {
@@ -174,6 +216,10 @@ func (f *agentFeed) ahead(vm *v1.VM) error {
 			if err := f.network(store.Event[*v1.Network]{Type: store.Put, Object: n}); err != nil {
 				return err
 			}
+		}
+		n, _ := f.m.Networks.cache.Get(nic.Network)
+		if err := f.chain(profileOf(nic, n)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -29,6 +29,9 @@ type heartbeats struct {
 type load struct {
 	cpu        float64 // share of CPU time in use
 	memoryFree int64   // bytes
+	// uplinks and sw are what moves all the time of the host's part of the switch.
+	uplinks map[string]*v1.Uplink
+	sw      *v1.SwitchStatus
 }
 
 func newHeartbeats() *heartbeats {
@@ -45,7 +48,11 @@ func (h *heartbeats) note(host string, at time.Time) {
 func (h *heartbeats) load(host string, st *v1.HostStatus) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.loads[host] = load{st.CpuLoad, st.MemoryFreeBytes}
+	l := load{cpu: st.CpuLoad, memoryFree: st.MemoryFreeBytes, uplinks: map[string]*v1.Uplink{}, sw: clone(st.Switch)}
+	for _, u := range st.Uplinks {
+		l.uplinks[u.Name] = clone(u)
+	}
+	h.loads[host] = l
 }
 
 // show adds to a host's status what is not stored of it.
@@ -57,6 +64,30 @@ func (h *heartbeats) show(host string, st *v1.HostStatus) {
 	}
 	l := h.loads[host]
 	st.CpuLoad, st.MemoryFreeBytes = l.cpu, l.memoryFree
+	for _, u := range st.Uplinks {
+		if was := l.uplinks[u.Name]; was != nil {
+			u.Counters = was.Counters
+			if u.Neighbor != nil && was.Neighbor != nil {
+				u.Neighbor.Seen = was.Neighbor.Seen
+			}
+		}
+	}
+	if st.Switch != nil && l.sw != nil {
+		st.Switch.Ports, st.Switch.Registrations, st.Switch.Revision = l.sw.Ports, l.sw.Registrations, l.sw.Revision
+	}
+}
+
+// withoutMoving takes out of a host's status what heartbeats keeps of its switch.
+func withoutMoving(st *v1.HostStatus) {
+	for _, u := range st.Uplinks {
+		u.Counters = nil
+		if u.Neighbor != nil {
+			u.Neighbor.Seen = nil
+		}
+	}
+	if st.Switch != nil {
+		st.Switch.Ports, st.Switch.Registrations, st.Switch.Revision = 0, 0, 0
+	}
 }
 
 func (h *heartbeats) forget(host string) {

@@ -55,6 +55,7 @@ type Manager struct {
 	Hosts      *Registry[*v1.Host]
 	Datastores *Registry[*v1.Datastore]
 	Networks   *Registry[*v1.Network]
+	Profiles   *Registry[*v1.PortProfile]
 	Images     *Registry[*v1.Image]
 	VMs        *Registry[*v1.VM]
 	Disks      *Parts[*v1.Disk]
@@ -65,7 +66,9 @@ type Manager struct {
 	Tokens     *Registry[*v1.Token]
 	macs       *Registry[*v1.MACClaim]
 	joinKeys   *Registry[*v1.Join]
-	cluster    *v1.Cluster
+	clusters   *store.Collection[*v1.Cluster]
+	cluster    *v1.Cluster // as it was at the start: what never changes
+	board      *board
 
 	// admission is held over "look at what is used, then give it away"; taken by exclusive.
 	admission sync.Mutex
@@ -112,6 +115,7 @@ func Open(ctx context.Context, cfg Config) (m *Manager, err error) {
 	}
 	m.openAuth()
 	m.nodes = newNodes(m)
+	m.board = newBoard(m)
 	m.tasks = task.New(task.Config{Store: m.Tasks.coll, Handlers: m.handlers(), Clock: cfg.Clock, Logger: m.log, Log: m.taskLog})
 	return m, nil
 }
@@ -123,6 +127,7 @@ func (m *Manager) openRegistries(ctx context.Context) error {
 		open(ctx, &m.Hosts, m, resource.KindHost, m.showHost),
 		open(ctx, &m.Datastores, m, resource.KindDatastore, nil),
 		open(ctx, &m.Networks, m, resource.KindNetwork, m.showNetwork),
+		open(ctx, &m.Profiles, m, resource.KindProfile, m.showProfile),
 		open(ctx, &m.Images, m, resource.KindImage, m.showImage),
 		open(ctx, &m.VMs, m, resource.KindVM, nil),
 		open(ctx, &m.Snapshots, m, resource.KindSnapshot, m.showSnapshot),
@@ -165,24 +170,28 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		m.Sites.cache.Run, m.Hosts.cache.Run, m.Datastores.cache.Run, m.Networks.cache.Run, m.Images.cache.Run, m.VMs.cache.Run,
+		m.Sites.cache.Run, m.Hosts.cache.Run, m.Datastores.cache.Run, m.Networks.cache.Run, m.Profiles.cache.Run, m.Images.cache.Run, m.VMs.cache.Run,
 		m.Snapshots.cache.Run, m.Tasks.cache.Run, m.Users.cache.Run, m.Tokens.cache.Run, m.macs.cache.Run, m.joinKeys.cache.Run,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
 	for _, wait := range []func(context.Context, int64) error{
 		m.Sites.cache.WaitRevision, m.Hosts.cache.WaitRevision, m.Datastores.cache.WaitRevision, m.Networks.cache.WaitRevision,
-		m.Images.cache.WaitRevision, m.VMs.cache.WaitRevision, m.Snapshots.cache.WaitRevision, m.Tasks.cache.WaitRevision,
+		m.Profiles.cache.WaitRevision, m.Images.cache.WaitRevision, m.VMs.cache.WaitRevision, m.Snapshots.cache.WaitRevision, m.Tasks.cache.WaitRevision,
 		m.Users.cache.WaitRevision, m.Tokens.cache.WaitRevision, m.macs.cache.WaitRevision, m.joinKeys.cache.WaitRevision,
 	} {
 		if err := wait(ctx, 1); err != nil {
 			return ended(g, cancel, err)
 		}
 	}
-	for _, begin := range []func(context.Context) error{m.firstUser, m.checkImages, m.sweepFiles} {
+	for _, begin := range []func(context.Context) error{m.firstUser, m.openProfiles, m.openNetworks, m.checkImages, m.sweepFiles} {
 		if err := begin(ctx); err != nil {
 			return ended(g, cancel, err)
 		}
+	}
+	g.Go(func() error { return m.board.run(ctx) })
+	if err := m.board.wait(ctx); err != nil {
+		return ended(g, cancel, err)
 	}
 	g.Go(func() error { return m.tasks.Run(ctx) })
 	g.Go(func() error { return m.watchHosts(ctx) })
@@ -255,17 +264,20 @@ func (m *Manager) Info() *v1.Info {
 	}
 }
 
+const clusterName = "cluster"
+
 // openCluster finds the record of this installation, or makes it.
 func (m *Manager) openCluster(ctx context.Context, now time.Time) error {
 	coll, err := store.NewCollection(m.store, store.Kind[*v1.Cluster]{Name: kindCluster})
 	if err != nil {
 		return err
 	}
-	fresh := &v1.Cluster{Meta: &v1.Meta{Name: "cluster", Uid: resource.NewUID(), Generation: 1, CreateTime: stamp(now)}}
+	fresh := &v1.Cluster{Meta: &v1.Meta{Name: clusterName, Uid: resource.NewUID(), Generation: 1, CreateTime: stamp(now)}}
 	if err := coll.Create(ctx, fresh); err != nil && !errors.Is(err, store.ErrExists) {
 		return err
 	}
-	m.cluster, err = coll.Get(ctx, "cluster")
+	m.clusters = coll
+	m.cluster, err = coll.Get(ctx, clusterName)
 	return err
 }
 

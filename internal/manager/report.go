@@ -41,6 +41,7 @@ func (m *Manager) Report(ctx context.Context, host *v1.Host, req *v1.ReportReque
 			return nil, err
 		}
 	}
+	m.reportPorts(name, req.Ports, req.Full)
 	for _, e := range req.Events[:min(len(req.Events), mostEvents)] {
 		m.record(m.hostEvent(name, e))
 	}
@@ -54,7 +55,7 @@ const (
 	longestEvent = 4 << 10 // bytes of its message
 )
 
-// hostEvent is an event as a host may tell it: of itself, of the VMs that it holds, and of those that are gone. What it says of others is
+// hostEvent is an event as a host may tell it: of itself, of the VMs that it holds and their ports, and of those that are gone. What it says of others is
 // told as its own word.
 func (m *Manager) hostEvent(host string, e *v1.Event) *v1.Event {
 	e.Host, e.Id = host, 0
@@ -66,6 +67,11 @@ func (m *Manager) hostEvent(host string, e *v1.Event) *v1.Event {
 	own := e.Kind == resource.KindHost && e.Name == host
 	if e.Kind == resource.KindVM {
 		vm, there := m.VMs.cache.Get(e.Name)
+		own = !there || vm.GetStatus().GetOwner() == host
+	}
+	if e.Kind == resource.KindPort {
+		vmName, _, _ := strings.Cut(e.Name, "/")
+		vm, there := m.VMs.cache.Get(vmName)
 		own = !there || vm.GetStatus().GetOwner() == host
 	}
 	if !own {
@@ -93,6 +99,7 @@ func (m *Manager) reportHost(ctx context.Context, name string, st *v1.HostStatus
 	st.Phase, st.LastHeartbeat = v1.HostPhase_HOST_PHASE_READY, nil
 	st.CpusAllocated, st.MemoryAllocatedBytes, st.Vms, st.VmsRunning = 0, 0, 0, 0
 	st.CpuLoad, st.MemoryFreeBytes = 0, 0
+	withoutMoving(st)
 	if proto.Equal(st, cur.Status) {
 		return nil
 	}

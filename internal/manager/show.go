@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/resource"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -57,30 +58,9 @@ func (m *Manager) showHost(h *v1.Host) {
 	}
 }
 
-func (m *Manager) showNetwork(n *v1.Network) {
-	n.Status = &v1.NetworkStatus{}
-	hosts, _ := m.Hosts.cache.List()
-	for _, h := range hosts {
-		if offers(h, n) {
-			n.Status.Hosts = append(n.Status.Hosts, h.Meta.Name)
-		}
-	}
-	vms, _ := m.VMs.cache.List()
-	for _, vm := range vms {
-		for _, nic := range vm.Spec.GetNics() {
-			if nic.Network == n.Meta.Name {
-				n.Status.Nics++
-			}
-		}
-	}
-}
-
 // offers reports whether a host can connect VMs to a network.
 func offers(h *v1.Host, n *v1.Network) bool {
-	if s := n.GetSpec().GetSites(); len(s) > 0 && !slices.Contains(s, h.Spec.Site) {
-		return false
-	}
-	return slices.ContainsFunc(h.GetStatus().GetNetworks(), func(x *v1.HostNetwork) bool { return x.Network == n.Meta.Name })
+	return resource.Spans(n.GetSpec(), h.Spec.GetSite()) && slices.ContainsFunc(h.GetStatus().GetNetworks(), func(x *v1.HostNetwork) bool { return x.Network == n.Meta.Name })
 }
 
 func (m *Manager) showImage(i *v1.Image) {

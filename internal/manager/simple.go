@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// The kinds whose whole life is a record: sites, hosts' specs, datastores, networks.
+// The kinds whose whole life is a record: sites, hosts' specs, datastores.
 
 // createSimple checks and stores an object whose status nobody but hosts or nothing at all makes.
 func createSimple[T Object](ctx context.Context, m *Manager, r *Registry[T], obj T, validateOnly bool, prepare func(T), checks ...func(T) error) (T, error) {
@@ -126,7 +126,7 @@ func (m *Manager) DeleteSite(ctx context.Context, name string, revision int64) (
 		}
 		nets, _ := m.Networks.cache.List()
 		for _, n := range nets {
-			if slices.Contains(n.Spec.GetSites(), name) {
+			if _, vlan := n.Spec.GetPhysical().GetSiteVlans()[name]; vlan || slices.Contains(n.Spec.GetSites(), name) {
 				users = append(users, "network "+n.Meta.Name)
 			}
 		}
@@ -191,47 +191,6 @@ func (m *Manager) DeleteDatastore(ctx context.Context, name string, revision int
 		vms, _ := m.VMs.cache.List()
 		for _, vm := range vms {
 			if slices.ContainsFunc(vm.Spec.Disks, func(d *v1.DiskSpec) bool { return d.Datastore == name }) {
-				users = append(users, "vm "+vm.Meta.Name)
-			}
-		}
-		return users
-	})
-}
-
-// CreateNetwork stores a network.
-func (m *Manager) CreateNetwork(ctx context.Context, n *v1.Network, validateOnly bool) (*v1.Network, error) {
-	return createSimple(ctx, m, m.Networks, n, validateOnly, func(n *v1.Network) {
-		if n.Spec == nil {
-			n.Spec = &v1.NetworkSpec{}
-		}
-		n.Status = nil
-	}, resource.CheckNetwork, m.checkNetworkSites)
-}
-
-func (m *Manager) checkNetworkSites(n *v1.Network) error {
-	f := resource.FaultsOf(resource.KindNetwork, n.Meta.Name)
-	for _, s := range n.Spec.Sites {
-		m.Sites.exists(f, "spec.sites", s)
-	}
-	return f.Err()
-}
-
-// UpdateNetwork changes a network.
-func (m *Manager) UpdateNetwork(ctx context.Context, n *v1.Network, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Network, error) {
-	return updateSimple(ctx, m, m.Networks, n, mask, validateOnly, ignoreOld(resource.CheckNetwork), ignoreOld(m.checkNetworkSites))
-}
-
-// DeleteNetwork deletes a network that no NIC is on.
-func (m *Manager) DeleteNetwork(ctx context.Context, name string, revision int64) (*v1.Network, error) {
-	ctx, done, err := m.exclusive(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	return deleteSimple(ctx, m.Networks, name, revision, func(*v1.Network) (users []string) {
-		vms, _ := m.VMs.cache.List()
-		for _, vm := range vms {
-			if slices.ContainsFunc(vm.Spec.Nics, func(n *v1.NICSpec) bool { return n.Network == name }) {
 				users = append(users, "vm "+vm.Meta.Name)
 			}
 		}

@@ -49,7 +49,9 @@ func (m *Manager) checkReferences(vm, old *v1.VM) error {
 	for _, n := range s.Nics {
 		at := "spec.nics[" + n.Name + "].network"
 		net, ok := m.Networks.exists(f, at, n.Network)
-		if was := nicOf(old, n.Name); old == nil || was.GetNetwork() == n.Network {
+		was := nicOf(old, n.Name)
+		m.checkNICProfile(f, vm, n, net, was)
+		if old == nil || was.GetNetwork() == n.Network {
 			continue // placement asks, or it is there
 		}
 		if host, held := m.Hosts.cache.Get(old.GetStatus().GetOwner()); ok && held && !offers(host, net) {
@@ -65,6 +67,23 @@ func (m *Manager) checkReferences(vm, old *v1.VM) error {
 		}
 	}
 	return f.Err()
+}
+
+// checkNICProfile says what is wrong with the profile that a NIC names, or gets from its network. was is the NIC before a change, or nil.
+func (m *Manager) checkNICProfile(f *resource.Faults, vm *v1.VM, n *v1.NICSpec, net *v1.Network, was *v1.NICSpec) {
+	if was != nil && was.Profile == n.Profile && was.Network == n.Network {
+		return
+	}
+	at := "spec.nics[" + n.Name + "].profile"
+	if n.Profile != "" {
+		if _, ok := m.Profiles.exists(f, at, n.Profile); !ok {
+			return
+		}
+	}
+	e, _ := profiles{m: m}.effective(profileOf(n, net))
+	for _, x := range m.unfit(vm, n, net, e) {
+		f.Add(at, "PROFILE_UNFIT", "%q: %s", profileOf(n, net), x)
+	}
 }
 
 // keepGiven takes what a change left out from the VM as it is, where the manager has given it or where its default would be

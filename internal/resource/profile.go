@@ -185,7 +185,7 @@ func CheckEffective(f *Faults, own, effective *v1.PortProfileSpec) {
 	if role := effective.GetPrivateRole(); trunk && (role == v1.PrivateRole_PRIVATE_ROLE_ISOLATED || role == v1.PrivateRole_PRIVATE_ROLE_COMMUNITY) {
 		f.Add("spec.trunk", "CONTRADICTION", "a trunk carries several networks, and private role %s is of one; let the role be none or promiscuous", Word(role))
 	}
-	if in := effective.GetQos().GetIn(); in.GetLimitBps() > 0 && in.GetGuaranteeBps() > in.LimitBps && own.GetQos().GetIn().GetGuaranteeBps() <= max(own.GetQos().GetIn().GetLimitBps(), 0) {
+	if in := effective.GetQos().GetIn(); in.GetLimitBps() > 0 && in.GetGuaranteeBps() > in.LimitBps {
 		f.Add("spec.qos.in.guarantee_bps", "CONTRADICTION", "%d is more than the limit %d; one of them is inherited", in.GuaranteeBps, in.LimitBps)
 	}
 	if effective.GetGuards().GetVirtualRouter() == v1.Toggle_TOGGLE_ON && len(own.GetGuards().GetVirtualAddresses()) > 0 {

@@ -1,0 +1,123 @@
+package manager
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	v1 "drover/api/drover/v1"
+	"drover/internal/resource"
+)
+
+// registrations are what a port wants to be registered: its own MAC, and those that it was granted, each with its addresses. A VM without a host
+// is nowhere, so nothing of it is registered. The board's lock is held.
+func (b *board) registrations(name string, p *boardPort, nic *v1.NICSpec, net *v1.Network, e *v1.PortProfileSpec) map[string]*v1.Registration {
+	vni := net.GetStatus().GetVni()
+	if p.host == "" || vni == 0 {
+		return nil
+	}
+	list := map[string]*v1.Registration{}
+	for i, mac := range append([]string{nic.Mac}, granted(p.status, e)...) {
+		key := registrationKey(vni, mac)
+		if mac == "" || list[key] != nil {
+			continue
+		}
+		reg := &v1.Registration{Port: name, Network: nic.Network, Vni: vni, Mac: mac, Host: p.host, PrivateRole: e.GetPrivateRole(), Community: e.GetCommunity()}
+		if i == 0 {
+			reg.Groups = p.status.GetGroups()
+		}
+		for _, x := range b.bindings(p.status, nic, e) {
+			if x.Mac == mac {
+				reg.Addresses = append(reg.Addresses, x.Address)
+			}
+		}
+		list[key] = reg
+	}
+	return list
+}
+
+// granted are the further MACs of a port that its profile allows, whatever its host says.
+func granted(st *v1.PortStatus, e *v1.PortProfileSpec) []string {
+	var list []string
+	room := int(e.GetSecurity().GetMacLimit()) - 1
+	for _, mac := range st.GetMacs() {
+		switch {
+		case virtualMAC(mac):
+			if e.GetGuards().GetVirtualRouter() != v1.Toggle_TOGGLE_ON {
+				list = append(list, mac)
+			}
+		case e.GetSecurity().GetMacChanges() == v1.Toggle_TOGGLE_ON && room > 0:
+			room--
+			list = append(list, mac)
+		}
+	}
+	return list
+}
+
+// bindings are the addresses of a port: those of its NIC, and those that its host saw and that have not ended. The MAC of one that names none is the NIC's.
+func (b *board) bindings(st *v1.PortStatus, nic *v1.NICSpec, e *v1.PortProfileSpec) []*v1.Binding {
+	var list []*v1.Binding
+	for _, a := range nic.Addresses {
+		if p, err := netip.ParsePrefix(a); err == nil {
+			list = append(list, &v1.Binding{Address: p.Addr().String(), Mac: nic.Mac, Source: bindingAssigned})
+		}
+	}
+	now := b.m.cfg.Clock.Now()
+	for _, x := range st.GetBindings() {
+		switch {
+		case expired(x, now), slices.ContainsFunc(list, func(y *v1.Binding) bool { return y.Address == x.Address }):
+		case x.Source == bindingVirtual && !slices.ContainsFunc(e.GetGuards().GetVirtualAddresses(), func(v string) bool { return sameAddress(v, x.Address) }):
+		default:
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// Sources of bindings.
+const (
+	bindingAssigned = "assigned"
+	bindingDHCP     = "dhcp"
+	bindingVirtual  = "virtual"
+)
+
+func sameAddress(a, b string) bool {
+	x, err1 := netip.ParseAddr(a)
+	y, err2 := netip.ParseAddr(b)
+	return err1 == nil && err2 == nil && x.Unmap() == y.Unmap()
+}
+
+// virtualPrefixes begin the MACs of virtual routers: VRRP and CARP, HSRP, GLBP.
+var virtualPrefixes = []string{"00:00:5e:00:01:", "00:00:5e:00:02:", "00:00:0c:07:ac:", "00:00:0c:9f:f", "00:05:73:a0:0", "00:07:b4:"}
+
+// virtualMAC reports whether a MAC is one of a virtual router, which moves from port to port.
+func virtualMAC(mac string) bool {
+	return slices.ContainsFunc(virtualPrefixes, func(p string) bool { return strings.HasPrefix(mac, p) })
+}
+
+// show is a port as callers see it; nil if there is none. The board's lock is held.
+func (b *board) show(name string) *v1.Port {
+	p := b.ports[name]
+	vmName, part, _ := resource.Part(name)
+	vm, _ := b.m.VMs.cache.Get(vmName)
+	nic := nicOf(vm, part)
+	if p == nil || nic == nil {
+		return nil
+	}
+	e, _ := profiles{m: b.m}.effective(p.profile)
+	meta := partMeta(vm, part)
+	meta.UpdateTime, meta.Generation = p.status.GetUpdateTime(), 0
+	st := clone(p.status)
+	if st == nil {
+		st = &v1.PortStatus{}
+	}
+	st.Host, st.Site, st.Generation = p.host, vm.GetStatus().GetSite(), p.chain
+	st.Bindings = b.bindings(p.status, nic, e)
+	st.Macs = granted(p.status, e)
+	for _, key := range sorted(p.wants) {
+		if first := b.holders[key][0]; first.port != name {
+			st.Conditions = append(st.Conditions, &v1.Condition{Type: "MAC_CONFLICT", Status: true, Reason: "MAC_CONFLICT", Message: p.wants[key].Mac + " is that of port " + first.port + ", and so not this one's"})
+		}
+	}
+	return &v1.Port{Meta: meta, Spec: &v1.PortSpec{Network: nic.Network, Mac: nic.Mac, Profile: p.profile, LinkDown: nic.LinkDown}, Status: st}
+}
