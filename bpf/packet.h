@@ -9,6 +9,11 @@
 #include <stdbool.h>
 #include <bpf/bpf_endian.h>
 
+#ifndef ETH_P_LLDP
+#define ETH_P_LLDP 0x88cc
+#endif
+#define ETH_P_BEACON 0x88b5   /* IEEE's first EtherType for local experiments */
+
 enum origin { FROM_PORT = 0, FROM_UPLINK = 1, FROM_TUNNEL = 2 };
 
 /*
@@ -44,6 +49,8 @@ struct packet {
 
 static __always_inline bool is_group(const __u8 *mac) { return mac[0] & 1; }
 
+static __always_inline bool is_broadcast(const __u8 *mac) { return *(__u32 *)mac == 0xffffffff && *(__u16 *)(mac + 4) == 0xffff; }
+
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
@@ -53,6 +60,12 @@ static __always_inline void copy_mac(__u8 *to, const __u8 *from)
 {
 	*(__u32 *)to = *(__u32 *)from;
 	*(__u16 *)(to + 4) = *(__u16 *)(from + 4);
+}
+
+/* is_beacon tells the group that hosts' beacons go to: 03 and DROVE. */
+static __always_inline bool is_beacon(const __u8 *mac)
+{
+	return *(__u32 *)mac == bpf_htonl(0x0344524f) && *(__u16 *)(mac + 4) == bpf_htons(0x5645);
 }
 
 /* is_reserved tells link-local frames, which switches keep to themselves: 802.1D's block, and Cisco's CDP and PVST+. */

@@ -13,11 +13,12 @@
 
 static __always_inline void map_ip4(struct ip_addr *to, __be32 addr)
 {
-	__u64 *half = (__u64 *)to->b;
+	__u32 *word = (__u32 *)to->b;
 
-	half[0] = 0;
-	((__u32 *)to->b)[2] = bpf_htonl(0xffff);
-	((__u32 *)to->b)[3] = addr;
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = bpf_htonl(0xffff);
+	word[3] = addr;
 }
 
 /* upper_bytes is how much of an upper-layer header a first fragment must hold, so that nobody is led past it (RFC 7112). */
