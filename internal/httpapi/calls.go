@@ -22,6 +22,7 @@ const (
 	kindBackup   = "manager_backup"
 	kindJoin     = "join_token"
 	kindOwnToken = "own_token"
+	kindSwitch   = "switch"
 )
 
 // open procedures answer anybody: they are how one becomes known.
@@ -72,10 +73,19 @@ var calls = func() map[string]call {
 		"VMService/Screenshot":              {auth.VerbConsole, resource.KindVM},
 		"VMService/Console":                 {auth.VerbConsole, resource.KindVM},
 		"VMService/ConsoleLog":              {auth.VerbConsole, resource.KindVM},
+		"PortProfileService/Preview":        {auth.VerbGet, resource.KindProfile},
+		"PortService/Get":                   {auth.VerbGet, resource.KindPort},
+		"PortService/List":                  {auth.VerbList, resource.KindPort},
+		"PortService/Watch":                 {auth.VerbWatch, resource.KindPort},
+		"PortService/Capture":               {auth.VerbConsole, resource.KindPort}, // it shows what guests say
+		"PortService/Trace":                 {auth.VerbGet, resource.KindPort},
+		"SwitchService/Show":                {auth.VerbGet, kindSwitch},
+		"SwitchService/Table":               {auth.VerbGet, kindSwitch},
 	}
 	for service, kind := range map[string]string{
 		"SiteService": resource.KindSite, "DatastoreService": resource.KindDatastore, "NetworkService": resource.KindNetwork, "ImageService": resource.KindImage,
 		"VMService": resource.KindVM, "DiskService": resource.KindDisk, "NICService": resource.KindNIC,
+		"PortProfileService": resource.KindProfile,
 	} {
 		t[service+"/Get"], t[service+"/List"], t[service+"/Watch"] = call{auth.VerbGet, kind}, call{auth.VerbList, kind}, call{auth.VerbWatch, kind}
 		t[service+"/Create"], t[service+"/Update"], t[service+"/Delete"] = call{auth.VerbCreate, kind}, call{auth.VerbUpdate, kind}, call{auth.VerbDelete, kind}

@@ -27,6 +27,8 @@ type metrics struct {
 	vms      *prometheus.Desc
 	tasks    *prometheus.Desc
 	objects  *prometheus.Desc
+	ports    *prometheus.Desc
+	macs     *prometheus.Desc
 }
 
 func newMetrics(m *manager.Manager) *metrics {
@@ -40,6 +42,8 @@ func newMetrics(m *manager.Manager) *metrics {
 		vms:     prometheus.NewDesc("drover_vms", "VMs by phase.", []string{"phase"}, nil),
 		tasks:   prometheus.NewDesc("drover_tasks", "Tasks that are kept, by state.", []string{"state"}, nil),
 		objects: prometheus.NewDesc("drover_objects", "Resources by kind.", []string{"kind"}, nil),
+		ports:   prometheus.NewDesc("drover_ports", "Ports of the switch: active, waiting for their policy, off.", []string{"state"}, nil),
+		macs:    prometheus.NewDesc("drover_registrations", "MACs that the switch knows.", nil, nil),
 	}
 	x.registry.MustRegister(x, x.calls, x.streams, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return x
@@ -47,7 +51,7 @@ func newMetrics(m *manager.Manager) *metrics {
 
 // Describe and Collect make metrics a collector of what is counted when it is asked for.
 func (x *metrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{x.hosts, x.vms, x.tasks, x.objects} {
+	for _, d := range []*prometheus.Desc{x.hosts, x.vms, x.tasks, x.objects, x.ports, x.macs} {
 		c <- d
 	}
 }
@@ -64,6 +68,8 @@ func (x *metrics) Collect(c chan<- prometheus.Metric) {
 	send(x.vms, "VM_PHASE_", counts.VMs)
 	send(x.tasks, "TASK_STATE_", counts.Tasks)
 	send(x.objects, "", counts.Objects)
+	send(x.ports, "", counts.Ports)
+	c <- prometheus.MustNewConstMetric(x.macs, prometheus.GaugeValue, float64(counts.Registrations))
 }
 
 func (x *metrics) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {

@@ -88,6 +88,11 @@ func (s *Server) routes() http.Handler {
 		func() (string, http.Handler) { return droverv1connect.NewDiskServiceHandler(disks{s.m}, opts) },
 		func() (string, http.Handler) { return droverv1connect.NewNICServiceHandler(nics{s.m}, opts) },
 		func() (string, http.Handler) {
+			return droverv1connect.NewPortProfileServiceHandler(portProfiles{s.m}, opts)
+		},
+		func() (string, http.Handler) { return droverv1connect.NewPortServiceHandler(ports{s.m}, opts) },
+		func() (string, http.Handler) { return droverv1connect.NewSwitchServiceHandler(switches{s.m}, opts) },
+		func() (string, http.Handler) {
 			return droverv1connect.NewSnapshotServiceHandler(snapshots{s.m}, opts)
 		},
 		func() (string, http.Handler) { return droverv1connect.NewTaskServiceHandler(tasks{s.m}, opts) },

@@ -60,6 +60,7 @@ type Manager struct {
 	VMs        *Registry[*v1.VM]
 	Disks      *Parts[*v1.Disk]
 	NICs       *Parts[*v1.NIC]
+	Ports      *Registry[*v1.Port] // read from the board, never written
 	Snapshots  *Registry[*v1.Snapshot]
 	Tasks      *Registry[*v1.Task]
 	Users      *Registry[*v1.User]
@@ -116,6 +117,7 @@ func Open(ctx context.Context, cfg Config) (m *Manager, err error) {
 	m.openAuth()
 	m.nodes = newNodes(m)
 	m.board = newBoard(m)
+	m.Ports = &Registry[*v1.Port]{kind: resource.KindPort, cache: m.board.view, clk: cfg.Clock, zero: (*v1.Port)(nil).ProtoReflect().New().Interface().(*v1.Port)}
 	m.tasks = task.New(task.Config{Store: m.Tasks.coll, Handlers: m.handlers(), Clock: cfg.Clock, Logger: m.log, Log: m.taskLog})
 	return m, nil
 }

@@ -33,6 +33,10 @@ func (m *Manager) Object(kind, name string) proto.Message {
 		return get(m.Datastores, name)
 	case resource.KindNetwork:
 		return get(m.Networks, name)
+	case resource.KindProfile:
+		return get(m.Profiles, name)
+	case resource.KindPort:
+		return get(m.Ports, name)
 	case resource.KindImage:
 		return get(m.Images, name)
 	case resource.KindVM:
@@ -103,7 +107,19 @@ func (m *Manager) TokensFor(p auth.Principal, all bool, req *v1.ListRequest) (*L
 
 // Counts are numbers of resources, by phase or kind.
 type Counts struct {
-	Hosts, VMs, Tasks, Objects map[string]int
+	Hosts, VMs, Tasks, Objects, Ports map[string]int
+	Registrations                     int
+}
+
+// portState is "active", "waiting" for a device whose policy is not in place, or "off".
+func portState(p *v1.Port) string {
+	switch st := p.GetStatus(); {
+	case st.GetActive():
+		return "active"
+	case st.GetDevice() != "":
+		return "waiting"
+	}
+	return "off"
 }
 
 // Count counts resources.
@@ -111,8 +127,12 @@ func (m *Manager) Count() Counts {
 	c := Counts{Hosts: map[string]int{}, VMs: map[string]int{}, Tasks: map[string]int{}, Objects: map[string]int{
 		resource.KindSite: m.Sites.cache.Len(), resource.KindHost: m.Hosts.cache.Len(), resource.KindDatastore: m.Datastores.cache.Len(),
 		resource.KindNetwork: m.Networks.cache.Len(), resource.KindImage: m.Images.cache.Len(), resource.KindVM: m.VMs.cache.Len(),
-		resource.KindSnapshot: m.Snapshots.cache.Len(), resource.KindTask: m.Tasks.cache.Len(),
-	}}
+		resource.KindSnapshot: m.Snapshots.cache.Len(), resource.KindTask: m.Tasks.cache.Len(), resource.KindProfile: m.Profiles.cache.Len(),
+	}, Ports: map[string]int{}, Registrations: m.board.regs.Len()}
+	ports, _ := m.board.view.List()
+	for _, p := range ports {
+		c.Ports[portState(p)]++
+	}
 	hosts, _ := m.Hosts.cache.List()
 	for _, h := range hosts {
 		c.Hosts[h.GetStatus().GetPhase().String()]++

@@ -131,6 +131,14 @@ func (c *Cache[T]) applyOne(e Event[T]) {
 	c.next++
 }
 
+// kind is what the cache holds, for errors.
+func (c *Cache[T]) kind() string {
+	if c.coll == nil {
+		return "memory"
+	}
+	return c.coll.kind
+}
+
 func (c *Cache[T]) find(name string) (int, bool) {
 	return slices.BinarySearchFunc(c.objects, name, func(e entry[T], n string) int { return strings.Compare(e.name, n) })
 }
@@ -199,9 +207,9 @@ func (c *Cache[T]) WaitRevision(ctx context.Context, rev int64) error {
 		case <-changed:
 		case <-ctx.Done():
 			t.Stop()
-			return fmt.Errorf("wait for revision %d of %s, now at %d: %w", rev, c.coll.kind, at, ctx.Err())
+			return fmt.Errorf("wait for revision %d of %s, now at %d: %w", rev, c.kind(), at, ctx.Err())
 		case <-t.C:
-			if synced {
+			if synced && c.coll != nil {
 				// A failure here is the watch's own, which resumes and brings the news itself.
 				_ = c.coll.store.requestProgress(ctx)
 			}

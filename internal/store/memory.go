@@ -6,7 +6,7 @@ import (
 
 // NewMemory makes a cache that no collection feeds, for what is worked out rather than stored: its owner does, by Feed. It has its first
 // state, nothing, at revision rev. ring is how many events a follower may lag before it gets the whole state again; 0 is the default.
-// Neither Run nor WaitRevision for a revision that was not fed may be called.
+// Run is not for it.
 func NewMemory[T proto.Message](ring int, rev int64) *Cache[T] {
 	if ring == 0 {
 		ring = defaultRing
