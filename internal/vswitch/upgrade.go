@@ -23,7 +23,8 @@ type learnt struct {
 	drops    map[table.DropKey][]table.DropCount // with a value for each processor
 }
 
-// converter reads what only the maps of another layout know. dir is the directory of their pins.
+// converter reads what only the maps of another layout know, by readBindings, readCounters and readDrops where rows are the same, else by code of its own. dir is
+// the directory of their pins.
 type converter func(dir string) (*learnt, error)
 
 // takeOver finds what earlier builds left. With maps of our layout alone, the links get the new programs now. With maps of others, it copies what they know.
@@ -80,8 +81,7 @@ func (d *Datapath) copyLearnt(all bool) error {
 	from := d.old[len(d.old)-1]
 	convert, ok := d.build.converters[from]
 	if !ok {
-		d.log.Warn("leases and counters of a datapath with another layout are lost: this build can't read them", "layout", from)
-		return nil
+		convert = d.readSame
 	}
 	l, err := convert(d.mapDir(from))
 	if err != nil {
@@ -111,38 +111,77 @@ func (d *Datapath) copyLearnt(all bool) error {
 	return nil
 }
 
-// readLearnt reads maps whose rows are those of this build, whatever the layout's number. It is a converter.
-func readLearnt(dir string) (*learnt, error) {
-	l := &learnt{
+func newLearnt() *learnt {
+	return &learnt{
 		bindings: map[table.BindingKey]table.Binding{}, counters: map[uint32][]table.Traffic{}, drops: map[table.DropKey][]table.DropCount{},
 	}
+}
+
+// readSame is the converter where there is none: it reads the maps whose rows have the size that they have here. So a layout that changes what a field of
+// them means, not its size, needs a converter; and a build of before reads what a later one left.
+func (d *Datapath) readSame(dir string) (*learnt, error) {
+	l := newLearnt()
+	var errs []error
+	for _, x := range []struct {
+		ours *ebpf.Map
+		name string
+		read func(dir string) error
+	}{
+		{d.objs.Bindings, datapathMapBindings, l.readBindings},
+		{d.objs.Counters, datapathMapCounters, l.readCounters},
+		{d.objs.Drops, datapathMapDrops, l.readDrops},
+	} {
+		errs = append(errs, withPinned(dir, x.name, func(m *ebpf.Map) error {
+			if m.Type() != x.ours.Type() || m.KeySize() != x.ours.KeySize() || m.ValueSize() != x.ours.ValueSize() {
+				d.log.Warn("a map of the datapath of before has another shape and is not read", "map", x.name)
+				return nil
+			}
+			return x.read(dir)
+		}))
+	}
+	return l, errors.Join(errs...)
+}
+
+// readBindings reads pinned bindings whose rows have not changed since.
+func (l *learnt) readBindings(dir string) error {
+	return withPinned(dir, datapathMapBindings, func(m *ebpf.Map) error {
+		return rows[table.BindingKey, table.Binding]{m, datapathMapBindings}.read(l.bindings)
+	})
+}
+
+// readCounters reads pinned counters whose rows have not changed since.
+func (l *learnt) readCounters(dir string) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return l, errors.Join(
-		withPinned(dir, datapathMapBindings, func(m *ebpf.Map) error {
-			return rows[table.BindingKey, table.Binding]{m, datapathMapBindings}.read(l.bindings)
-		}),
-		withPinned(dir, datapathMapCounters, func(m *ebpf.Map) error {
-			return each(m, datapathMapCounters, cpus, func(slot uint32, t []table.Traffic) error {
-				if slices.ContainsFunc(t, func(t table.Traffic) bool { return t != (table.Traffic{}) }) {
-					l.counters[slot] = slices.Clone(t)
-				}
-				return nil
-			})
-		}),
-		withPinned(dir, datapathMapDrops, func(m *ebpf.Map) error {
-			return each(m, datapathMapDrops, cpus, func(k table.DropKey, n []table.DropCount) error {
-				l.drops[k] = slices.Clone(n)
-				return nil
-			})
-		}))
+	return withPinned(dir, datapathMapCounters, func(m *ebpf.Map) error {
+		return each(m, datapathMapCounters, cpus, func(slot uint32, t []table.Traffic) error {
+			if slices.ContainsFunc(t, func(t table.Traffic) bool { return t != (table.Traffic{}) }) {
+				l.counters[slot] = slices.Clone(t)
+			}
+			return nil
+		})
+	})
+}
+
+// readDrops reads pinned drops whose rows have not changed since.
+func (l *learnt) readDrops(dir string) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	return withPinned(dir, datapathMapDrops, func(m *ebpf.Map) error {
+		return each(m, datapathMapDrops, cpus, func(k table.DropKey, n []table.DropCount) error {
+			l.drops[k] = slices.Clone(n)
+			return nil
+		})
+	})
 }
 
 // withPinned calls f with a pinned map; one that is not there is left out: an earlier upgrade may have been killed while it made or removed them.
 func withPinned(dir, name string, f func(*ebpf.Map) error) error {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), &ebpf.LoadPinOptions{ReadOnly: false})
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
