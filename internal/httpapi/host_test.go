@@ -50,6 +50,9 @@ type testHost struct {
 	mute bool              // reports nothing of VMs
 	// status may alter what is reported of a VM.
 	status func(*v1.VMReport)
+	// about may alter what the host reports of itself.
+	about func(*v1.HostStatus)
+	sw    toldSwitch
 }
 
 func errorOf(err error) resource.Code { return resource.CodeOf(rpc.FromError(err)) }
@@ -83,7 +86,7 @@ func (r *rig) join(t *testing.T, name string) *testHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &testHost{t: t, name: name, manager: r.address, vms: map[string]*v1.VM{}, ops: map[string]int{}, done: map[string]bool{}}
+	h := &testHost{t: t, name: name, manager: r.address, vms: map[string]*v1.VM{}, ops: map[string]int{}, done: map[string]bool{}, sw: newTold()}
 	if h.token, err = pki.ParseJoinToken(tok.Token); err != nil {
 		t.Fatal(err)
 	}
@@ -178,12 +181,18 @@ func (h *testHost) run(t *testing.T, l net.Listener) {
 }
 
 func (h *testHost) hello(ctx context.Context) error {
+	st := &v1.HostStatus{
+		Address: h.address, Version: "test", Cpus: 16, MemoryBytes: 64 * gib, MemoryFreeBytes: 60 * gib, Accelerator: &v1.Accelerator{Name: "tcg"},
+		Networks: []*v1.HostNetwork{{Network: testNetwork, Uplink: "eth0"}},
+	}
+	h.mu.Lock()
+	if h.about != nil {
+		h.about(st)
+	}
+	h.mu.Unlock()
 	_, err := h.api.Report(ctx, &v1.ReportRequest{
-		Full: true,
-		Host: &v1.HostStatus{
-			Address: h.address, Version: "test", Cpus: 16, MemoryBytes: 64 * gib, MemoryFreeBytes: 60 * gib, Accelerator: &v1.Accelerator{Name: "tcg"},
-			Networks: []*v1.HostNetwork{{Network: testNetwork, Uplink: "eth0"}},
-		},
+		Full:       true,
+		Host:       st,
 		Datastores: []*v1.DatastoreReport{{Name: "ds-" + h.name, Path: "/srv/" + h.name, Status: &v1.DatastoreStatus{Ready: true, CapacityBytes: 1 << 44, FreeBytes: 1 << 44}}},
 	})
 	return err
@@ -197,6 +206,7 @@ func (h *testHost) watch(ctx context.Context, synced chan<- struct{}) {
 	defer st.Close()
 	for st.Receive() {
 		c := st.Msg()
+		h.sw.take(c)
 		switch {
 		case c.Kind == v1.ChangeKind_CHANGE_KIND_SYNCED:
 			if synced != nil {
