@@ -6,94 +6,112 @@ import (
 	"fmt"
 
 	"drover/internal/vswitch/table"
-
-	"github.com/cilium/ebpf/ringbuf"
 )
 
 // captureQueue is how many frames wait for a slow caller of Capture; what comes beyond is lost to it.
 const captureQueue = 4096
 
+// asked is one call of Capture.
+type asked struct {
+	ifindex uint32
+	records chan *table.Capture
+}
+
 // Capture switches copies of a port's or uplink's frames on, calls each until ctx ends or the datapath is closed, and switches them off. Several at
 // a time share the ring. A device without a row yields frames as soon as it has one. What each returns late loses frames of this capture only.
 func (d *Datapath) Capture(ctx context.Context, ifindex int, each func(*table.Capture)) error {
 	a := &asked{ifindex: uint32(ifindex), records: make(chan *table.Capture, captureQueue)}
-	ended, err := d.join(a)
+	err := d.capture(ctx, a, each)
 	if err != nil {
-		return fmt.Errorf("capture on device %d: %w", ifindex, err)
-	}
-	err = d.countCapture(a.ifindex, 1)
-	for err == nil {
-		select {
-		case c := <-a.records:
-			each(c)
-			continue
-		case <-ctx.Done():
-		case <-ended:
-		}
-		break
-	}
-	offErr := d.countCapture(a.ifindex, -1)
-	if errors.Is(offErr, ErrClosed) {
-		offErr = nil // the next Open switches it off
-	}
-	d.part(a)
-	if err = errors.Join(err, offErr); err != nil {
 		return fmt.Errorf("capture on device %d: %w", ifindex, err)
 	}
 	return nil
 }
 
-// join adds a, and starts the reader if a is the first. ended is closed when the reader has ended.
-func (d *Datapath) join(a *asked) (ended <-chan struct{}, err error) {
-	c := &d.ring
-	c.mu.Lock()
-	first := c.reader == nil
-	if !first {
-		defer c.mu.Unlock()
-		c.asked[a] = true
-		return c.done, nil
-	}
-	c.mu.Unlock()
-	r, err := ringbuf.NewReader(d.objs.Captures)
+func (d *Datapath) capture(ctx context.Context, a *asked, each func(*table.Capture)) (err error) {
+	ended, err := d.join(ctx, a)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	leave, ok := c.enter(r)
-	if !ok {
-		return nil, errors.Join(ErrClosed, r.Close())
+	defer d.part(a)
+	if err := d.countCapture(a.ifindex, 1); err != nil {
+		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.reader != nil { // another was faster
-		c.asked[a] = true
-		go leave() // takes c.mu; nothing waits for this but Close
-		return c.done, nil
-	}
-	done := make(chan struct{})
-	c.reader, c.done, c.since, c.asked = r, done, bootTime(), map[*asked]bool{a: true}
-	go func() {
-		defer close(done)
-		defer leave()
-		if err := d.drain(r, d.handOut); err != nil {
-			d.log.Warn("captures end", "err", err)
+	defer func() {
+		// A datapath that was closed has switched all off.
+		if off := d.countCapture(a.ifindex, -1); !errors.Is(off, ErrClosed) {
+			err = errors.Join(err, off)
 		}
 	}()
-	return done, nil
+	for {
+		select {
+		case c := <-a.records:
+			each(c)
+		case <-ctx.Done():
+			return nil
+		case <-ended:
+			return nil
+		}
+	}
+}
+
+// join adds a, and starts the reader if a is the first. ended is closed when the reader has ended.
+func (d *Datapath) join(ctx context.Context, a *asked) (ended <-chan struct{}, err error) {
+	c := &d.rings
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.reader == nil {
+		r, leave, err := c.enter(d.objs.Captures)
+		if errors.Is(err, ErrBusy) { // the last one is about to end
+			done := c.done
+			c.mu.Unlock()
+			select {
+			case <-done:
+			case <-ctx.Done():
+			}
+			c.mu.Lock()
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		done := make(chan struct{})
+		c.reader, c.done, c.since, c.asked = r, done, bootTime(), map[*asked]bool{}
+		go func() {
+			defer close(done)
+			defer leave() // takes mu: behind what takes it below
+			if err := d.drain(r, d.handOut); err != nil {
+				d.log.Warn("captures end", "err", err)
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.reader == r {
+				c.reader = nil
+			}
+		}()
+	}
+	c.asked[a] = true
+	return c.done, nil
 }
 
 // part takes a away; the last one ends the reader and waits for it.
 func (d *Datapath) part(a *asked) {
-	c := &d.ring
+	c := &d.rings
 	c.mu.Lock()
 	delete(c.asked, a)
-	if len(c.asked) > 0 || c.reader == nil {
+	if len(c.asked) > 0 {
 		c.mu.Unlock()
 		return
 	}
 	r, done := c.reader, c.done
 	c.reader = nil
 	c.mu.Unlock()
-	r.Close()
+	if r != nil {
+		r.Close()
+	}
 	<-done
 }
 
@@ -103,7 +121,7 @@ func (d *Datapath) handOut(raw []byte) error {
 	if err != nil {
 		return err
 	}
-	c := &d.ring
+	c := &d.rings
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if rec.Time < c.since {

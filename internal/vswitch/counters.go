@@ -17,9 +17,11 @@ type Counters struct {
 
 // Counters sums over processors. A slot that is out of range is left out.
 func (d *Datapath) Counters(slots []uint32) (map[uint32]Counters, error) {
-	if d.isClosed() {
-		return nil, ErrClosed
+	done, err := d.use()
+	if err != nil {
+		return nil, err
 	}
+	defer done()
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
@@ -62,9 +64,11 @@ func (d *Datapath) Counters(slots []uint32) (map[uint32]Counters, error) {
 
 // ResetCounters sets a slot's counters to zero, and when its drops were last told: a new port has it now.
 func (d *Datapath) ResetCounters(slot uint32) error {
-	if d.isClosed() {
-		return ErrClosed
+	done, err := d.use()
+	if err != nil {
+		return err
 	}
+	defer done()
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("reset counters of slot %d: %w", slot, err)
@@ -82,10 +86,4 @@ func (d *Datapath) ResetCounters(slot uint32) error {
 		return fmt.Errorf("reset counters of slot %d: %w", slot, err)
 	}
 	return nil
-}
-
-func (d *Datapath) isClosed() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.closed
 }

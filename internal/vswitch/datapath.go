@@ -78,6 +78,9 @@ type Datapath struct {
 	net   *hostnet.Net // the namespace that the devices are in
 	objs  datapathObjects
 	maps  mapSet
+	rings rings
+
+	life sync.RWMutex // held by who uses maps without mu, and by Close
 
 	mu sync.Mutex
 	// have is what the maps hold, but for bindings, which the datapath writes too; members have the rows of the maps.
@@ -85,8 +88,6 @@ type Datapath struct {
 	captured map[uint32]int // how many captures want a device's frames
 	old      []uint32       // layouts whose maps the links still use, until the first Apply
 	closed   bool
-
-	ring capturing
 }
 
 // build is a version of the datapath: one for users, others for tests of upgrades.
@@ -194,8 +195,15 @@ func (d *Datapath) Close() error {
 		return nil
 	}
 	d.closed = true
+	var errs []error
+	clear(d.captured)
+	if d.have != nil {
+		errs = append(errs, d.stopCaptures())
+	}
 	d.mu.Unlock()
-	errs := []error{d.ring.close()}
+	errs = append(errs, d.rings.close())
+	d.life.Lock()
+	defer d.life.Unlock()
 	if d.objs.PortIn != nil {
 		errs = append(errs, d.objs.Close())
 	}
@@ -205,10 +213,27 @@ func (d *Datapath) Close() error {
 	return errors.Join(errs...)
 }
 
+// use keeps the maps open until done is called.
+func (d *Datapath) use() (done func(), err error) {
+	d.life.RLock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		d.life.RUnlock()
+		return nil, ErrClosed
+	}
+	return d.life.RUnlock, nil
+}
+
 // Remove detaches and unpins everything: the host leaves the switch. Guests have no connectivity any more. The datapath is closed.
 func (d *Datapath) Remove() error {
+	err := d.remove()
+	return errors.Join(err, d.Close())
+}
+
+func (d *Datapath) remove() error {
 	d.mu.Lock()
-	defer func() { d.mu.Unlock(); d.Close() }()
+	defer d.mu.Unlock()
 	if d.closed {
 		return ErrClosed
 	}

@@ -66,8 +66,11 @@ func decodeCapture(raw []byte) (*table.Capture, error) {
 	return &c, nil
 }
 
-// Events calls each for every event until ctx ends or the datapath is closed; then it returns nil. One caller at a time. Events that came while nobody
-// listened are told first, as far as the ring has room.
+// ErrBusy says that somebody reads the ring already.
+var ErrBusy = errors.New("vswitch: somebody reads this ring already")
+
+// Events calls each for every event until ctx ends or the datapath is closed; then it returns nil. One caller at a time: another gets ErrBusy. Events that
+// came while nobody listened are told first, as far as the ring had room. each must not call Close, which waits for it.
 func (d *Datapath) Events(ctx context.Context, each func(*table.Event)) error {
 	return listen(ctx, d, d.objs.Events, decodeEvent, each)
 }
@@ -78,13 +81,11 @@ func (d *Datapath) Punts(ctx context.Context, each func(*table.Punt)) error {
 }
 
 func listen[T any](ctx context.Context, d *Datapath, m *ebpf.Map, decode func([]byte) (*T, error), each func(*T)) error {
-	r, err := ringbuf.NewReader(m)
+	d.rings.mu.Lock()
+	r, leave, err := d.rings.enter(m)
+	d.rings.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("read a ring of the datapath: %w", err)
-	}
-	leave, ok := d.ring.enter(r)
-	if !ok {
-		return errors.Join(ErrClosed, r.Close())
+		return err
 	}
 	defer leave()
 	stop := context.AfterFunc(ctx, func() { r.Close() })
@@ -117,50 +118,51 @@ func (d *Datapath) drain(r *ringbuf.Reader, each func([]byte) error) error {
 	}
 }
 
-// capturing is who reads rings.
-type capturing struct {
+// rings is who reads which ring. A ring has one reader at a time: two would give the kernel back what the other still reads.
+type rings struct {
+	wait sync.WaitGroup // of readers
+
 	mu      sync.Mutex
 	closed  bool
-	readers map[*ringbuf.Reader]bool
-	wait    sync.WaitGroup // of readers
-	since   uint64         // what the ring has from before was for others
-	asked   map[*asked]bool
-	reader  *ringbuf.Reader
-	done    chan struct{} // closed when the reader of captures has ended
+	readers map[*ebpf.Map]*ringbuf.Reader
+	// The rest is of captures, which share a reader.
+	asked  map[*asked]bool
+	since  uint64          // records of before are from a capture that has ended
+	reader *ringbuf.Reader // nil while nobody asks
+	done   chan struct{}   // closed when the last reader has ended; nil before the first
 }
 
-// asked is one call of Capture.
-type asked struct {
-	ifindex uint32
-	records chan *table.Capture
-}
-
-// enter notes a reader, which Close closes and waits for. leave closes it too.
-func (c *capturing) enter(r *ringbuf.Reader) (leave func(), ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// enter makes a reader, which close will close and wait for. leave closes it too. mu is held.
+func (c *rings) enter(m *ebpf.Map) (_ *ringbuf.Reader, leave func(), _ error) {
 	if c.closed {
-		return nil, false
+		return nil, nil, ErrClosed
+	}
+	if c.readers[m] != nil {
+		return nil, nil, ErrBusy
+	}
+	r, err := ringbuf.NewReader(m)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read a ring of the datapath: %w", err)
 	}
 	if c.readers == nil {
-		c.readers = map[*ringbuf.Reader]bool{}
+		c.readers = map[*ebpf.Map]*ringbuf.Reader{}
 	}
-	c.readers[r] = true
+	c.readers[m] = r
 	c.wait.Add(1)
-	return func() {
+	return r, func() {
 		r.Close()
 		c.mu.Lock()
-		delete(c.readers, r)
+		delete(c.readers, m)
 		c.mu.Unlock()
 		c.wait.Done()
-	}, true
+	}, nil
 }
 
-func (c *capturing) close() error {
+func (c *rings) close() error {
 	c.mu.Lock()
 	c.closed = true
 	var errs []error
-	for r := range c.readers {
+	for _, r := range c.readers {
 		errs = append(errs, r.Close())
 	}
 	c.mu.Unlock()

@@ -35,9 +35,11 @@ func (d *Datapath) run(prog *ebpf.Program, ifindex int, ctx skb, frame []byte) (
 	if len(frame) < 14 {
 		return 0, nil, ErrShortFrame
 	}
-	if d.isClosed() {
-		return 0, nil, ErrClosed
+	done, err := d.use()
+	if err != nil {
+		return 0, nil, err
 	}
+	defer done()
 	ctx[skbIfindex] = uint32(ifindex)
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: &ctx}
 	err = d.net.Do(func() (err error) {
