@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"net"
 
 	"drover/internal/vswitch/table"
@@ -47,6 +48,19 @@ func New(t *table.Tables, names Namer) *Model {
 		names = numbers{}
 	}
 	return &Model{t: t, names: names, stamps: map[bucketKey]uint64{}, notes: map[table.BindingKey]*table.Binding{}, last: map[uint32]table.BindingKey{}}
+}
+
+// Bindings is a copy of the bindings, with what frames changed.
+func (m *Model) Bindings() map[table.BindingKey]table.Binding {
+	out := maps.Clone(m.t.Bindings)
+	for k, b := range m.notes {
+		if b == nil {
+			delete(out, k)
+		} else {
+			out[k] = *b
+		}
+	}
+	return out
 }
 
 // Tag is a VLAN tag that the kernel keeps beside the frame.
