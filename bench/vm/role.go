@@ -143,7 +143,7 @@ func hostRole(ctx context.Context) error {
 	}
 	return host.Run(ctx, host.Config{
 		StateDir: c.State, RunDir: c.Run, Manager: c.Manager, JoinToken: c.Join, Listen: "127.0.0.1:7444", Hostname: "h1",
-		Version: "bench", Networks: []host.NetworkUplink{{Network: "lan"}}, Log: log,
+		Version: "bench", Log: log,
 	})
 }
 

@@ -184,7 +184,7 @@ func (u *up) killGuests() {
 
 func (u *up) start() {
 	u.t.Helper()
-	u.cmd = exec.Command("nsenter", "--net=/run/netns/"+u.namespace(), "drover", "up", "--shm", u.shm(), "--state", filepath.Join(u.dir, "s"), "--listen", u.listen[0], "--host-listen", u.listen[1], "--hostname", "h1", "--uplink", "inner=")
+	u.cmd = exec.Command("nsenter", "--net=/run/netns/"+u.namespace(), "drover", "up", "--shm", u.shm(), "--state", filepath.Join(u.dir, "s"), "--listen", u.listen[0], "--host-listen", u.listen[1], "--hostname", "h1")
 	u.cmd.Stdout, u.cmd.Stderr = u.log, u.log
 	u.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := u.cmd.Start(); err != nil {

@@ -165,8 +165,8 @@ empty or not there. Hosts find the manager at the address that they know. Images
 
 // hostFlags are the agent's.
 type hostFlags struct {
-	cfg                  host.Config
-	networks, datastores []string
+	cfg        host.Config
+	datastores []string
 }
 
 func (f *hostFlags) add(cmd *cobra.Command) {
@@ -178,7 +178,8 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.cfg.Listen, "listen", ":7444", "`address:port` of the host's own API")
 	fs.StringVar(&f.cfg.Advertise, "advertise", "", "`address:port` that the manager calls (default: the address on the way to it)")
 	fs.StringVar(&f.cfg.Hostname, "hostname", "", "name to join with when the token names none (default: the machine's)")
-	fs.StringArrayVar(&f.networks, "network", nil, "network and the NIC that its frames leave by, `NAME=UPLINK`; NAME= stays inside the host (repeatable)")
+	fs.StringArrayVar(&f.cfg.Uplinks, "uplink", nil, "`NIC` that VMs' frames leave by: with others the team \"default\", unless the host's record names teams (repeatable)")
+	fs.StringVar(&f.cfg.OverlayAddress, "overlay-address", "", "`address` where other hosts reach this one for overlays (default: the address on the way to the manager)")
 	fs.StringArrayVar(&f.datastores, "datastore", nil, "one more datastore, `NAME=PATH` (repeatable)")
 	fs.StringVar(&f.cfg.QEMU, "qemu", "", "system emulator (default qemu-system-x86_64 in PATH)")
 	fs.StringVar(&f.cfg.ShmDir, "shm", "", "directory in a tmpfs for guests' memory (default below /dev/shm)")
@@ -191,13 +192,6 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 // config is what the flags say.
 func (f *hostFlags) config() (host.Config, error) {
 	cfg := f.cfg
-	for _, s := range f.networks {
-		n, err := parseUplink("network", s)
-		if err != nil {
-			return cfg, err
-		}
-		cfg.Networks = append(cfg.Networks, n)
-	}
 	for _, s := range f.datastores {
 		name, path, ok := strings.Cut(s, "=")
 		if !ok || name == "" || path == "" {
@@ -213,14 +207,6 @@ func (f *hostFlags) config() (host.Config, error) {
 		cfg.JoinToken = strings.TrimSpace(string(b))
 	}
 	return cfg, nil
-}
-
-func parseUplink(flag, s string) (host.NetworkUplink, error) {
-	name, uplink, ok := strings.Cut(s, "=")
-	if !ok || name == "" {
-		return host.NetworkUplink{}, usage("--%s %q: give NAME=UPLINK", flag, s)
-	}
-	return host.NetworkUplink{Network: name, Uplink: uplink}, nil
 }
 
 // needRoot says that a role must be root.
@@ -249,7 +235,7 @@ func (a *App) hostCommand() *cobra.Command {
 		Use: "host", Short: "Be a host: run VMs; and commands about hosts", Args: a.noSuchCommand,
 		Long: `Without a subcommand: run the host's agent until SIGTERM or SIGINT. VMs run on while the agent is away, and it takes them over
 again when it starts. The first start needs a token, from "drover host token" on the manager.`,
-		Example: "  drover host --join TOKEN --network lan=eth1\n  drover host --join @/root/token --datastore fast=/srv/fast\n  drover host list",
+		Example: "  drover host --join TOKEN --uplink eth1\n  drover host --join @/root/token --datastore fast=/srv/fast\n  drover host list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := f.config()
 			if err != nil {

@@ -23,6 +23,7 @@ import (
 const (
 	defaultSite    = "default"
 	defaultNetwork = "lan"
+	innerNetwork   = "inner"
 )
 
 // upFlags are manager and host in one.
@@ -40,9 +41,10 @@ func (a *App) upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "up", Short: "Be manager and host in one, on this machine: the quickest start", Args: want(),
 		Long: `Run a manager and a host's agent in one process until SIGTERM or SIGINT. The first start makes a site "default", lets this machine
-join it, and prints the administrator's password. With --uplink VMs get a network that leaves by that NIC.
+join it, and prints the administrator's password. VMs get a network "inner", which joins hosts by an overlay, and with --uplink a network "lan", which leaves by
+that NIC untagged.
 Other machines join later by "drover host". VMs run on when this ends.`,
-		Example: "  sudo drover up\n  sudo drover up --uplink eth1\n  sudo drover up --uplink lan=eth1 --uplink inner= --datastore fast=/srv/fast",
+		Example: "  sudo drover up\n  sudo drover up --uplink eth1\n  sudo drover up --uplink eth1 --uplink eth2 --datastore fast=/srv/fast",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
 				return err
@@ -67,7 +69,7 @@ Other machines join later by "drover host". VMs run on when this ends.`,
 	fs.StringVar(&f.socket, "socket", "", "Unix socket of the manager (default STATE/manager/manager.sock)")
 	fs.StringSliceVar(&f.advertise, "advertise", nil, "addresses and names by which hosts and people reach the manager (default: this machine's)")
 	fs.StringVar(&f.hostname, "hostname", "", "name of the host (default: the machine's)")
-	fs.StringArrayVar(&f.uplinks, "uplink", nil, "NIC that a network's frames leave by, `[NAME=]NIC` (default name lan; NAME= stays inside the host; repeatable)")
+	fs.StringArrayVar(&f.uplinks, "uplink", nil, "`NIC` that VMs' frames leave by (repeatable)")
 	fs.StringArrayVar(&f.datastores, "datastore", nil, "one more datastore, `NAME=PATH` (repeatable)")
 	fs.StringVar(&f.qemu, "qemu", "", "system emulator (default qemu-system-x86_64 in PATH)")
 	fs.StringVar(&f.shm, "shm", "", "directory in a tmpfs for guests' memory (default below /dev/shm)")
@@ -87,12 +89,7 @@ func (f *upFlags) host(m manager.Config) (host.Config, error) {
 	hf := hostFlags{datastores: f.datastores, cfg: host.Config{
 		Manager: net.JoinHostPort(h, port), StateDir: filepath.Join(f.state, "host"), Listen: f.hostListen, Hostname: f.hostname, QEMU: f.qemu, ShmDir: f.shm,
 	}}
-	for _, s := range f.uplinks {
-		if !strings.Contains(s, "=") {
-			s = defaultNetwork + "=" + s
-		}
-		hf.networks = append(hf.networks, s)
-	}
+	hf.cfg.Uplinks = f.uplinks
 	return hf.config()
 }
 
@@ -135,10 +132,14 @@ func (a *App) prepare(ctx context.Context, mc manager.Config, hc host.Config) (t
 		}
 		return err
 	}
-	for _, n := range hc.Networks {
-		_, err := c.Network.Create(ctx, &v1.CreateNetworkRequest{Network: &v1.Network{Meta: &v1.Meta{Name: n.Network}, Spec: &v1.NetworkSpec{Description: "made by drover up"}}})
+	networks := map[string]*v1.NetworkSpec{innerNetwork: {Description: "made by drover up", Overlay: &v1.Overlay{}}}
+	if len(hc.Uplinks) > 0 {
+		networks[defaultNetwork] = &v1.NetworkSpec{Description: "made by drover up", Physical: &v1.PhysicalSegment{}}
+	}
+	for name, spec := range networks {
+		_, err := c.Network.Create(ctx, &v1.CreateNetworkRequest{Network: &v1.Network{Meta: &v1.Meta{Name: name}, Spec: spec}})
 		if exists(err) != nil {
-			return "", fmt.Errorf("network %s: %w", n.Network, err)
+			return "", fmt.Errorf("network %s: %w", name, err)
 		}
 	}
 	a.say("Manager: https://%s and %s", mc.Listen, mc.Socket)

@@ -40,6 +40,7 @@ type agent struct {
 	events   *events
 	reporter *reporter
 	stores   *stores
+	fabric   *fabric
 	gate     *gate
 	flights  flights
 	pruning  chan struct{} // look for images that nobody needs
@@ -116,10 +117,19 @@ func (a *agent) run(ctx context.Context, listener net.Listener) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.stores.close()) }()
 
+	if a.fabric, err = newFabric(a); err != nil {
+		return fmt.Errorf("the switch: %w", err)
+	}
+	// The switch's part ends after the actors, which take their ports back when they are cut off.
+	switched, endSwitch := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		endSwitch()
+		err = errors.Join(err, a.fabric.close())
+	}()
 	life, end := context.WithCancel(ctx)
 	defer end()
 	a.life = life
-	if err := a.recover(life); err != nil {
+	if err := a.recover(life, switched); err != nil {
 		return err
 	}
 	servers, err := a.serve(life, listener)
@@ -175,7 +185,7 @@ func (a *agent) advertise(manager string, l net.Listener) string {
 const adoptAtOnce = 8
 
 // recover takes up what an earlier agent left: records, running QEMUs. What belongs to no record is swept.
-func (a *agent) recover(ctx context.Context) error {
+func (a *agent) recover(ctx, switched context.Context) error {
 	if err := os.MkdirAll(filepath.Join(a.cfg.StateDir, "vms"), 0o700); err != nil {
 		return err
 	}
@@ -209,6 +219,7 @@ func (a *agent) recover(ctx context.Context) error {
 		}
 		a.machines[uid] = m
 	}
+	a.fabric.begin(switched, a.pluggedPorts())
 	a.gate = newGate(a.clk.Now(), rebooted)
 	var adopting sync.WaitGroup
 	slots := make(chan struct{}, adoptAtOnce)

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
 	"drover/internal/clock"
+	"drover/internal/hostnet"
 )
 
 // Config is what `drover host` is started with. StateDir, and for the first start Manager and JoinToken, must be set.
@@ -30,8 +32,10 @@ type Config struct {
 	// Advertise is the address:port that the manager calls. Empty: the local address of the way to the manager, with
 	// Listen's port.
 	Advertise string
-	// Networks that this host can connect VMs to.
-	Networks []NetworkUplink
+	// Uplinks are the NICs that VMs' frames leave by: the team "default", unless the host's record names teams.
+	Uplinks []string
+	// OverlayAddress is where other hosts reach this one for overlays. Empty: the address that the manager calls.
+	OverlayAddress string
 	// Datastores besides the host's own, known before the manager names them.
 	Datastores []DatastorePath
 	// Hostname to enrol with when the token names none. Empty: the machine's.
@@ -50,10 +54,6 @@ type Config struct {
 	Log   *slog.Logger
 	Clock clock.Clock
 }
-
-// NetworkUplink says that a network's frames leave this host by a device. An empty uplink makes a network that is only
-// inside the host.
-type NetworkUplink struct{ Network, Uplink string }
 
 // DatastorePath names a directory for disks.
 type DatastorePath struct{ Name, Path string }
@@ -106,14 +106,19 @@ func (c *Config) Validate() error {
 		}
 	}
 	seen := map[string]bool{}
-	for _, n := range c.Networks {
-		if !label.MatchString(n.Network) {
-			return fmt.Errorf("%w: --network %q: a network's name is a DNS label", ErrConfig, n.Network)
+	for _, n := range c.Uplinks {
+		if err := hostnet.CheckName(n); err != nil {
+			return fmt.Errorf("%w: --uplink: %w", ErrConfig, err)
 		}
-		if seen["n/"+n.Network] {
-			return fmt.Errorf("%w: --network %s is given twice", ErrConfig, n.Network)
+		if seen["u/"+n] {
+			return fmt.Errorf("%w: --uplink %s is given twice", ErrConfig, n)
 		}
-		seen["n/"+n.Network] = true
+		seen["u/"+n] = true
+	}
+	if c.OverlayAddress != "" {
+		if a, err := netip.ParseAddr(c.OverlayAddress); err != nil || a.Zone() != "" || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+			return fmt.Errorf("%w: --overlay-address %q: want an address of this machine, without a port", ErrConfig, c.OverlayAddress)
+		}
 	}
 	for i, d := range c.Datastores {
 		if !label.MatchString(d.Name) {

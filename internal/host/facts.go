@@ -138,6 +138,6 @@ func (a *agent) hostStatus() *v1.HostStatus {
 			s.VmsRunning++
 		}
 	}
-	s.Networks, s.Uplinks, s.Conditions = a.networkFacts()
+	a.fabric.facts(s)
 	return s
 }

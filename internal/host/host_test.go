@@ -74,7 +74,6 @@ func agentConfig(dir, token string, log io.Writer) host.Config {
 	return host.Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Listen: "127.0.0.1:0", JoinToken: token,
 		Hostname: "h1", Version: "test", SampleInterval: time.Second,
-		Networks:   []host.NetworkUplink{{Network: "lan"}, {Network: "dmz"}},
 		Datastores: datastores(dir),
 		Log:        slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -97,10 +96,10 @@ type bench struct {
 	stop func() // ends the agent, leaving VMs alone
 	log  *os.File
 
-	afterwards func()               // run when all VMs are gone
-	agentPID   int                  // of an agent in a process of its own
-	networks   []host.NetworkUplink // more networks of agents in this process
-	bootID     string               // what agents in this process take for the boot
+	afterwards func()   // run when all VMs are gone
+	agentPID   int      // of an agent in a process of its own
+	uplinks    []string // of agents in this process
+	bootID     string   // what agents in this process take for the boot
 }
 
 func newBench(t *testing.T) *bench {
@@ -114,6 +113,7 @@ func newBench(t *testing.T) *bench {
 	if b.log, err = os.Create(filepath.Join(dir, "agent.log")); err != nil {
 		t.Fatal(err)
 	}
+	b.put(profile("default"), network("lan", 1, &v1.NetworkSpec{}), network("dmz", 2, &v1.NetworkSpec{}))
 	t.Cleanup(b.cleanup)
 	return b
 }
@@ -156,6 +156,7 @@ func (b *bench) cleanup() {
 	}
 	b.stop()
 	b.nothingLeft()
+	b.leaveSwitch()
 	if b.afterwards != nil {
 		b.afterwards()
 	}
@@ -164,6 +165,52 @@ func (b *bench) cleanup() {
 	if err := os.RemoveAll(b.dir); err != nil {
 		b.t.Error(err)
 	}
+}
+
+// leaveSwitch removes the datapath, which outlives the agent.
+func (b *bench) leaveSwitch() {
+	_, _, pins := host.Traces(filepath.Join(b.dir, "state"))
+	if err := os.RemoveAll(pins); err != nil {
+		b.t.Error(err)
+	}
+	n, err := hostnet.Current()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer n.Close()
+	links, err := n.Owned("switch")
+	if err != nil {
+		b.t.Error(err)
+	}
+	for _, l := range links {
+		if err := n.Delete(l.Name, l.Mark); err != nil {
+			b.t.Error(err)
+		}
+	}
+}
+
+// network is a network as the manager tells it.
+func network(name string, number int32, spec *v1.NetworkSpec) *v1.AgentChange {
+	return &v1.AgentChange{Kind: v1.ChangeKind_CHANGE_KIND_ADDED, Object: &v1.AgentChange_Network{Network: &v1.Network{
+		Meta: &v1.Meta{Name: name, Generation: 1}, Spec: spec, Status: &v1.NetworkStatus{Vni: number},
+	}}}
+}
+
+// profile is a port profile as the manager tells it; change makes it differ from "default".
+func profile(name string, change ...func(*v1.PortProfileSpec)) *v1.AgentChange {
+	const on, off = v1.Toggle_TOGGLE_ON, v1.Toggle_TOGGLE_OFF
+	e := &v1.PortProfileSpec{
+		Security: &v1.Security{Promiscuous: off, ForgedTransmits: off, MacChanges: off, MacLimit: 1},
+		Guards: &v1.Guards{IpSource: off, Arp: off, Nd: off, DhcpSnooping: off, DhcpServer: on, DhcpRate: 15, Ra: on, Bpdu: on, Control: on, VirtualRouter: on,
+			Storm: &v1.StormControl{Broadcast: 1000, Multicast: 5000, UnknownUnicast: 2000}},
+		PrivateRole: v1.PrivateRole_PRIVATE_ROLE_NONE, Trunk: &v1.Trunk{}, Qos: &v1.QoS{In: &v1.Rate{LimitBps: -1}, Out: &v1.Rate{LimitBps: -1}}, Mirror: &v1.Mirror{},
+	}
+	for _, c := range change {
+		c(e)
+	}
+	return &v1.AgentChange{Kind: v1.ChangeKind_CHANGE_KIND_ADDED, Object: &v1.AgentChange_Profile{Profile: &v1.PortProfile{
+		Meta: &v1.Meta{Name: name, Generation: int64(1 + len(change))}, Status: &v1.PortProfileStatus{Effective: e},
+	}}}
 }
 
 // nothingLeft looks for what VMs leave: processes, sockets, TAPs, memory, disks, cgroups.
@@ -211,7 +258,7 @@ func (b *bench) start() {
 	done := make(chan error, 1)
 	cfg := agentConfig(b.dir, b.token.Text(), b.log)
 	cfg.BootID = b.bootID
-	cfg.Networks = append(cfg.Networks, b.networks...)
+	cfg.Uplinks = b.uplinks
 	go func() { done <- host.Run(ctx, cfg) }()
 	b.stop = func() {
 		cancel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,7 +27,7 @@ const (
 	addNIC
 	removeNIC
 	setLink
-	moveNIC // to another network
+	moveNIC // to another network, profile or addresses
 	addCPUs
 	setMemory
 )
@@ -140,7 +141,7 @@ func driftNICs(have, want *v1.VMSpec, micro bool) (changes []change, restart []s
 		if h.GetAdapter() != w.GetAdapter() || !strings.EqualFold(h.GetMac(), w.GetMac()) {
 			restart = append(restart, "spec.nics."+w.GetName())
 		}
-		if h.GetNetwork() != w.GetNetwork() {
+		if h.GetNetwork() != w.GetNetwork() || h.GetProfile() != w.GetProfile() || !slices.Equal(h.GetAddresses(), w.GetAddresses()) {
 			changes = append(changes, change{moveNIC, w.GetName()})
 		}
 		if h.GetLinkDown() != w.GetLinkDown() {
@@ -206,27 +207,29 @@ func (m *machine) change(ctx context.Context, p *qemu.Process, have, want *v1.VM
 		if err := p.RemoveNIC(ctx, m.qemuNIC(n).ID); err != nil && !errors.Is(err, qemu.ErrNotFound) {
 			return err
 		}
-		if err := m.removeTAP(c.name); err != nil {
+		if err := m.removeTAP(ctx, c.name); err != nil {
 			return err
 		}
 		m.local.unplace(placeNIC, "", c.name)
 		have.Nics = without(have.Nics, n)
 	case moveNIC:
 		h, w := nicSpec(have, c.name), nicSpec(want, c.name)
-		bridge, err := m.a.ensureBridge(ctx, w.GetNetwork())
-		if err != nil {
+		next := clone(h)
+		next.Network, next.Profile, next.Addresses = w.GetNetwork(), w.GetProfile(), w.GetAddresses()
+		if err := m.a.net.SetMTU(nil, tapName(m.uid, c.name), m.a.mtu(next.GetNetwork())); err != nil {
+			return err
+		}
+		if err := m.a.fabric.change(ctx, m.uid, next); err != nil {
 			return fmt.Errorf("NIC %s: %w", c.name, err)
 		}
-		tap := tapName(m.uid, c.name)
-		if err := m.a.net.Detach(tap); err != nil {
-			return err
-		}
-		if err := m.a.net.Attach(nil, bridge, tap); err != nil {
-			return err
-		}
-		h.Network = w.GetNetwork()
+		h.Network, h.Profile, h.Addresses = next.GetNetwork(), next.GetProfile(), next.GetAddresses()
 	case setLink:
 		w := nicSpec(want, c.name)
+		next := clone(nicSpec(have, c.name))
+		next.LinkDown = w.GetLinkDown()
+		if err := m.a.fabric.change(ctx, m.uid, next); err != nil {
+			return fmt.Errorf("NIC %s: %w", c.name, err)
+		}
 		if err := p.SetLink(ctx, m.qemuNIC(w).ID, !w.GetLinkDown()); err != nil {
 			return err
 		}

@@ -2,9 +2,11 @@ package host_test
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	v1 "drover/api/drover/v1"
-	"drover/internal/host"
 	"drover/internal/hostnet"
 )
 
@@ -269,7 +270,7 @@ func TestNotHeldAnyMore(t *testing.T) {
 	}
 }
 
-// An uplink with the machine's own address is not taken: a bridge would cut the machine off.
+// An uplink with the machine's own address is not taken: the switch would cut the machine off.
 func TestUplinkInUse(t *testing.T) {
 	b := newBench(t)
 	b.tiny()
@@ -290,15 +291,13 @@ func TestUplinkInUse(t *testing.T) {
 	if err := n.EnsureAddress(nil, "dtup0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	b.networks = []host.NetworkUplink{{Network: "wan", Uplink: "dtup0"}}
+	b.put(network("wan", 3, &v1.NetworkSpec{Physical: &v1.PhysicalSegment{}}))
+	b.uplinks = []string{"dtup0"}
 	b.start()
-	b.hostAddress()
-	b.mu.Lock()
-	st := b.hostSt
-	b.mu.Unlock()
-	if len(st.GetNetworks()) != 2 || len(st.GetConditions()) != 1 {
-		t.Errorf("networks %v, conditions %v", st.GetNetworks(), st.GetConditions())
-	}
+	b.until("two networks and one that can't be reached", boot, func() string { return fmt.Sprint(b.hostSt) }, func() bool {
+		st := b.hostSt
+		return len(st.GetNetworks()) == 2 && len(st.GetConditions()) == 1 && st.GetConditions()[0].GetType() == "UPLINK_IN_USE"
+	})
 	spec := tinySpec()
 	spec.Nics = []*v1.NICSpec{{Name: "eth0", Network: "wan"}}
 	uid := b.vm("web", spec)
@@ -308,8 +307,8 @@ func TestUplinkInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitPhase(uid, boot, v1.VMPhase_VM_PHASE_RUNNING)
-	up, err := n.Link("dtup0")
-	if err != nil || up.Master == "" {
-		t.Errorf("the uplink is on no bridge: %+v %v", up, err)
-	}
+	b.until("the uplink in use", boot, func() string { return fmt.Sprint(b.hostSt) }, func() bool {
+		i := slices.IndexFunc(b.hostSt.GetUplinks(), func(u *v1.Uplink) bool { return u.GetName() == "dtup0" })
+		return i >= 0 && b.hostSt.GetUplinks()[i].GetTeam() == "default" && len(b.hostSt.GetNetworks()) == 3 && len(b.hostSt.GetConditions()) == 0
+	})
 }

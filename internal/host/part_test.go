@@ -325,8 +325,10 @@ func TestConfigIsChecked(t *testing.T) {
 		"long run dir":      {StateDir: "/s", RunDir: "/" + strings.Repeat("x", 80)},
 		"listen":            {StateDir: "/s", Listen: "nothing"},
 		"manager":           {StateDir: "/s", Manager: "h1"},
-		"network name":      {StateDir: "/s", Networks: []NetworkUplink{{Network: "../x"}}},
-		"network twice":     {StateDir: "/s", Networks: []NetworkUplink{{Network: "a"}, {Network: "a"}}},
+		"uplink name":       {StateDir: "/s", Uplinks: []string{"../x"}},
+		"uplink twice":      {StateDir: "/s", Uplinks: []string{"a", "a"}},
+		"overlay address":   {StateDir: "/s", OverlayAddress: "10.0.0.1:4789"},
+		"no overlay":        {StateDir: "/s", OverlayAddress: "0.0.0.0"},
 		"datastore name":    {StateDir: "/s", Datastores: []DatastorePath{{Name: "A", Path: "/x"}}},
 		"datastore no path": {StateDir: "/s", Datastores: []DatastorePath{{Name: "a"}}},
 	} {
@@ -334,7 +336,7 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	good := Config{StateDir: "/var/lib/drover/host", Networks: []NetworkUplink{{Network: "lan", Uplink: "eth1"}}}
+	good := Config{StateDir: "/var/lib/drover/host", Uplinks: []string{"eth1", "eth2"}, OverlayAddress: "192.0.2.1"}
 	if err := good.Validate(); err != nil || good.Listen == "" || good.RunDir == "" || good.ShmDir == "" {
 		t.Errorf("%+v: %v", good, err)
 	}

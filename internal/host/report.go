@@ -26,6 +26,8 @@ type reporter struct {
 
 	mu      sync.Mutex
 	full    bool
+	host    bool            // the host's status has changed
+	ports   bool            // and that of ports
 	dirty   map[string]bool // uids
 	samples []*v1.Sample
 }
@@ -56,6 +58,20 @@ func (r *reporter) needFull() {
 	r.poke()
 }
 
+func (r *reporter) hostChanged() {
+	r.mu.Lock()
+	r.host = true
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *reporter) portsChanged() {
+	r.mu.Lock()
+	r.ports = true
+	r.mu.Unlock()
+	r.poke()
+}
+
 func (r *reporter) addSamples(s []*v1.Sample) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -81,16 +97,21 @@ func (a *agent) report(ctx context.Context) {
 	timer := a.clk.NewTimer(0)
 	defer timer.Stop()
 	beat := true
+	var told time.Time // when the host's status was last sent
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.reporter.wake:
-			beat = false
+			// News that come often must not keep the heartbeat away.
+			beat = a.clk.Now().Sub(told) >= interval
 		case <-timer.C:
 			beat = true
 		}
 		b := a.batch(beat)
+		if b.req.GetHost() != nil {
+			told = a.clk.Now()
+		}
 		res, err := a.send(ctx, b)
 		if ctx.Err() != nil {
 			return
@@ -141,15 +162,19 @@ func (a *agent) batch(beat bool) batch {
 	r.mu.Lock()
 	full := r.full
 	dirty := slices.Collect(maps.Keys(r.dirty))
-	r.full, r.dirty = false, map[string]bool{}
+	host, ports := full || beat || r.host, full || r.ports
+	r.full, r.host, r.ports, r.dirty = false, false, false, map[string]bool{}
 	b := batch{samples: min(len(r.samples), sampleBatch)}
 	samples := slices.Clone(r.samples[:b.samples])
 	r.mu.Unlock()
 
 	b.req = &v1.ReportRequest{Full: full, Samples: samples}
 	b.req.Events, b.mark = a.events.take(eventBatch)
-	if full || beat {
+	if host {
 		b.req.Host = a.hostStatus()
+	}
+	if ports {
+		b.req.Ports = a.fabric.portReports()
 	}
 	if full || beat {
 		b.req.Datastores = a.stores.report()
@@ -173,6 +198,7 @@ func (a *agent) batch(beat bool) batch {
 // delivered forgets what has arrived.
 func (a *agent) delivered(b batch, res *v1.ReportResponse) {
 	a.events.sent(b.mark)
+	a.fabric.toldGone(b.req.GetPorts())
 	r := a.reporter
 	r.mu.Lock()
 	r.samples = r.samples[min(b.samples, len(r.samples)):]

@@ -56,7 +56,7 @@ func (m *machine) seed(vm *v1.VM, c *v1.CloudInit) ([]byte, error) {
 
 func (m *machine) seedNIC(n *v1.NICSpec) (seed.NIC, error) {
 	out := seed.NIC{MAC: strings.ToLower(n.GetMac()), DHCP4: len(n.GetAddresses()) == 0}
-	if mtu := m.a.mtu(n.GetNetwork()); mtu != mtuDefault {
+	if mtu := m.a.mtu(n.GetNetwork()); mtu != mtuEthernet {
 		out.MTU = mtu
 	}
 	for _, a := range n.GetAddresses() {

@@ -64,7 +64,7 @@ func (m *machine) clean(ctx context.Context) error {
 	defer cancel()
 	m.console.drained(ctx)
 	m.release()
-	if err := errors.Join(qemu.Clean(ctx, m.run_), m.removeTAPs(), m.a.removeCgroup(m.uid)); err != nil {
+	if err := errors.Join(qemu.Clean(ctx, m.run_), m.removeTAPs(ctx), m.a.removeCgroup(m.uid)); err != nil {
 		return err
 	}
 	asked := m.local.Run != nil && m.local.Run.Stopping || m.stage != stopNone

@@ -41,12 +41,6 @@ func (a *agent) sweep(ctx context.Context) error {
 		return !ok || m != nil && m.local.Run != nil
 	})
 	errs = append(errs, err)
-	_, err = a.net.Sweep(markNetwork, func(mark hostnet.Mark) bool {
-		network, ok := strings.CutPrefix(mark.ID, mine)
-		_, configured := a.uplink(network)
-		return !ok || configured
-	})
-	errs = append(errs, err)
 	if base := a.cgroupDir(); base != "" {
 		for _, name := range names(base) {
 			uid, ok := strings.CutPrefix(name, "vm-")

@@ -9,10 +9,10 @@ import (
 
 // Traces are where a host with this state directory leaves something outside of its directories: memory files, and, where
 // there is cgroup v2, its group. Who removes a host with all that it ran removes these; after a Run that ended well with
-// no VM left there is nothing in them.
-func Traces(stateDir string) (shm, cgroup string) {
+// no VM left there is nothing in them. pins is its part of the switch, which goes on without an agent.
+func Traces(stateDir string) (shm, cgroup, pins string) {
 	a := agent{cfg: Config{StateDir: stateDir}}
-	return shmDir(stateDir), a.cgroupDir()
+	return shmDir(stateDir), a.cgroupDir(), filepath.Join("/sys/fs/bpf", pinName(stateDir))
 }
 
 func shmDir(stateDir string) string { return "/dev/shm/drover-" + shortHash(stateDir) }

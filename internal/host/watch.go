@@ -64,7 +64,10 @@ func (a *agent) watchOnce(ctx context.Context) (synced bool, err error) {
 		return false, fmt.Errorf("watch manager %s: %w", a.cfg.Manager, err)
 	}
 	defer func() { err = errors.Join(err, stream.Close()) }()
-	in := intake{agent: a, seen: map[string]bool{}}
+	if err := a.fabric.do(ctx, func(context.Context) error { a.fabric.regs.begin(); return nil }); err != nil {
+		return false, err
+	}
+	in := intake{agent: a, ctx: ctx, seen: map[string]bool{}}
 	for stream.Receive() {
 		if err := in.take(stream.Msg()); err != nil {
 			return in.synced, err
@@ -79,6 +82,7 @@ func (a *agent) watchOnce(ctx context.Context) (synced bool, err error) {
 // intake applies one stream's changes.
 type intake struct {
 	agent  *agent
+	ctx    context.Context // the stream's
 	seen   map[string]bool
 	synced bool
 	failed error // of one VM, which must not keep the others from being told
@@ -95,6 +99,7 @@ func (in *intake) take(c *v1.AgentChange) error {
 		if err := in.agent.world.save(); err != nil {
 			return fmt.Errorf("keep desired state: %w", err)
 		}
+		in.agent.fabric.changed()
 		in.agent.keepMachines(in.seen)
 		in.agent.reporter.needFull()
 		in.agent.pruneSoon()
@@ -117,10 +122,20 @@ func (in *intake) take(c *v1.AgentChange) error {
 		in.seen["datastore/"+o.Datastore.GetMeta().GetName()] = true
 	case *v1.AgentChange_Network:
 		in.seen["network/"+o.Network.GetMeta().GetName()] = true
+	case *v1.AgentChange_Profile:
+		in.seen["profile/"+o.Profile.GetMeta().GetName()] = true
+	case *v1.AgentChange_Peer:
+		in.seen["peer/"+o.Peer.GetHost()] = true
+	case *v1.AgentChange_Registrations:
+		return in.agent.fabric.register(in.ctx, o.Registrations)
 	case *v1.AgentChange_Image:
 		in.seen["image/"+o.Image.GetMeta().GetName()] = true
 	}
 	in.agent.world.put(c)
+	switch c.GetObject().(type) {
+	case *v1.AgentChange_Network, *v1.AgentChange_Profile, *v1.AgentChange_Peer, *v1.AgentChange_Host:
+		in.agent.fabric.changed()
+	}
 	in.agent.wakeWaiting()
 	if c.GetImage() != nil && c.GetKind() == v1.ChangeKind_CHANGE_KIND_DELETED && in.synced {
 		in.agent.pruneSoon()

@@ -16,7 +16,7 @@ import (
 	v1 "drover/api/drover/v1"
 )
 
-// world is what the manager told besides VMs: datastores, networks, images, the host's own record. It is kept in
+// world is what the manager told besides VMs and registrations: datastores, networks, port profiles, other hosts, images, the host's own record. It is kept in
 // STATE/world.pb, a row of length-delimited AgentChange messages.
 type world struct {
 	path string
@@ -25,6 +25,8 @@ type world struct {
 	datastores map[string]*v1.Datastore
 	networks   map[string]*v1.Network
 	images     map[string]*v1.Image
+	profiles   map[string]*v1.PortProfile
+	peers      map[string]*v1.Peer
 	host       *v1.Host
 	dirty      bool
 }
@@ -62,6 +64,8 @@ func (w *world) clear() {
 	w.datastores = map[string]*v1.Datastore{}
 	w.networks = map[string]*v1.Network{}
 	w.images = map[string]*v1.Image{}
+	w.profiles = map[string]*v1.PortProfile{}
+	w.peers = map[string]*v1.Peer{}
 }
 
 // put takes one change of anything but a VM.
@@ -77,6 +81,10 @@ func (w *world) put(c *v1.AgentChange) {
 		set(w.networks, o.Network.GetMeta().GetName(), o.Network, gone)
 	case *v1.AgentChange_Image:
 		set(w.images, o.Image.GetMeta().GetName(), o.Image, gone)
+	case *v1.AgentChange_Profile:
+		set(w.profiles, o.Profile.GetMeta().GetName(), o.Profile, gone)
+	case *v1.AgentChange_Peer:
+		set(w.peers, o.Peer.GetHost(), o.Peer, gone)
 	case *v1.AgentChange_Host:
 		w.host = o.Host
 	}
@@ -110,6 +118,16 @@ func (w *world) keep(seen map[string]bool) {
 			delete(w.images, n)
 		}
 	}
+	for n := range w.profiles {
+		if !seen["profile/"+n] {
+			delete(w.profiles, n)
+		}
+	}
+	for n := range w.peers {
+		if !seen["peer/"+n] {
+			delete(w.peers, n)
+		}
+	}
 }
 
 // save writes the file if anything changed.
@@ -128,6 +146,12 @@ func (w *world) save() error {
 	}
 	for _, o := range w.images {
 		all = append(all, &v1.AgentChange{Object: &v1.AgentChange_Image{Image: o}})
+	}
+	for _, o := range w.profiles {
+		all = append(all, &v1.AgentChange{Object: &v1.AgentChange_Profile{Profile: o}})
+	}
+	for _, o := range w.peers {
+		all = append(all, &v1.AgentChange{Object: &v1.AgentChange_Peer{Peer: o}})
 	}
 	if w.host != nil {
 		all = append(all, &v1.AgentChange{Object: &v1.AgentChange_Host{Host: w.host}})
@@ -159,6 +183,13 @@ func (w *world) network(name string) *v1.Network {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return clone(w.networks[name])
+}
+
+// hostRecord is this host's own record; nil if the manager has not told it yet. It is not to be changed.
+func (w *world) hostRecord() *v1.Host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.host
 }
 
 func (w *world) allDatastores() []*v1.Datastore {

@@ -122,7 +122,7 @@ func (f *Fleet) records(ctx context.Context) error {
 	}
 	_, err := f.API.Network.Create(ctx, &v1.CreateNetworkRequest{Network: &v1.Network{
 		Meta: &v1.Meta{Name: NetworkName},
-		Spec: &v1.NetworkSpec{Description: "guests of lab " + f.Name(), Mtu: int32(f.Lab.cfg.MTU), Prefixes: prefixes},
+		Spec: &v1.NetworkSpec{Description: "guests of lab " + f.Name(), Mtu: int32(f.Lab.cfg.MTU), Prefixes: prefixes, Physical: &v1.PhysicalSegment{}},
 	}})
 	if err := existing(err); err != nil {
 		return fmt.Errorf("create network %s: %w", NetworkName, err)
@@ -154,7 +154,7 @@ func (f *Fleet) startHost(ctx context.Context, name string, probed *accel.Result
 		return err
 	}
 	args := []string{"host", "--manager", net.JoinHostPort(m.Address.Addr().String(), managerPort), "--state", state, "--run", run,
-		"--listen", net.JoinHostPort(n.Address.Addr().String(), agentPort), "--network", NetworkName + "=" + guestUplink}
+		"--listen", net.JoinHostPort(n.Address.Addr().String(), agentPort), "--uplink", guestUplink}
 	for _, store := range slices.Sorted(maps.Keys(f.cfg.Datastores[name])) {
 		args = append(args, "--datastore", store+"="+f.cfg.Datastores[name][store])
 	}
@@ -320,8 +320,8 @@ func (f *Fleet) Crash(ctx context.Context, name string) error {
 
 // removeHostTraces removes what a host leaves outside of its directories. Nothing of it runs any more.
 func removeHostTraces(ctx context.Context, state string) error {
-	shm, cgroup := host.Traces(state)
-	err := os.RemoveAll(shm)
+	shm, cgroup, pins := host.Traces(state)
+	err := errors.Join(os.RemoveAll(shm), os.RemoveAll(pins))
 	if cgroup != "" {
 		err = errors.Join(err, removeCgroup(ctx, cgroup))
 	}

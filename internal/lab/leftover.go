@@ -10,10 +10,13 @@ import (
 	"drover/internal/hostnet"
 )
 
-func tracesOf(state string) (shm, cgroup string) { return host.Traces(state) }
+func tracesOf(state string) (shm, cgroup string) {
+	shm, cgroup, _ = host.Traces(state)
+	return shm, cgroup
+}
 
 func shmOf(state string) string {
-	shm, _ := host.Traces(state)
+	shm, _, _ := host.Traces(state)
 	return shm
 }
 
@@ -39,8 +42,8 @@ func Left(root, name string, hosts []string) ([]string, error) {
 		dirs:   []string{dir, data},
 	}
 	for _, h := range hosts {
-		shm, cgroup := host.Traces(filepath.Join(data, h))
-		t.paths = append(t.paths, shm)
+		shm, cgroup, pins := host.Traces(filepath.Join(data, h))
+		t.paths = append(t.paths, shm, pins)
 		t.words = append(t.words, shm+"/")
 		if cgroup != "" {
 			t.paths = append(t.paths, cgroup)

@@ -216,3 +216,6 @@ func (v *View) uplinkVLANs(t *table.Tables, c *Connection) {
 		}
 	}
 }
+
+// Physical says whether the network has a side on uplinks, here or elsewhere.
+func (c *Connection) Physical() bool { return c.spec.GetPhysical() != nil }

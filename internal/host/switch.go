@@ -1,0 +1,443 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "drover/api/drover/v1"
+	"drover/internal/clock"
+	"drover/internal/hostnet"
+	"drover/internal/vswitch"
+	"drover/internal/vswitch/compile"
+	"drover/internal/vswitch/table"
+	"drover/internal/vswitch/team"
+)
+
+// fabric is this host's part of the distributed switch. One goroutine, run, has all of it but shown: others ask it by do. What the manager says, what
+// ports there are and how the links stand is compiled into tables, which the datapath takes; whatever changes makes it compile again.
+type fabric struct {
+	a    *agent
+	log  *slog.Logger
+	clk  clock.Clock
+	dir  string // STATE/switch
+	pins string // of the datapath, in a bpffs
+
+	calls chan *call
+	wake  chan struct{}
+	links chan hostnet.LinkChange
+	heard chan func() // what the rings bring
+	ended chan struct{}
+	parts sync.WaitGroup // ring readers, link watch, saving
+
+	dp      *vswitch.Datapath
+	broken  string // why there is no datapath, or why it did not take the last tables
+	retry   backoff
+	book    *slotBook
+	ports   map[string]*nicPort // by key
+	regs    registry
+	uplinks map[string]*uplink
+	teams   map[string]*team.Team
+	vxlan   compile.Overlay
+	overlay overlayFacts
+	result  *compile.Result
+	foreign []string
+	saving  chan struct{}   // full while registrations are being written
+	life    context.Context // ends when the actors have ended
+
+	mu    sync.Mutex
+	shown shown
+}
+
+// settle is how long changes are collected before the tables are compiled: what the manager sends together goes in together.
+const settle = 20 * time.Millisecond
+
+// look is how often what nobody tells of is looked at: addresses of NICs, foreign programs, the way to other hosts; and what failed is tried again.
+const look = 5 * time.Second
+
+func newFabric(a *agent) (*fabric, error) {
+	f := &fabric{
+		a: a, log: a.log, clk: a.clk, dir: filepath.Join(a.cfg.StateDir, "switch"),
+		calls: make(chan *call), wake: make(chan struct{}, 1), links: make(chan hostnet.LinkChange, 64), heard: make(chan func(), 256), ended: make(chan struct{}),
+		ports: map[string]*nicPort{}, uplinks: map[string]*uplink{}, teams: map[string]*team.Team{}, saving: make(chan struct{}, 1),
+		retry: backoff{min: time.Second, max: time.Minute}, shown: shown{ports: map[string]*v1.PortReport{}, uplinks: map[string]*v1.Uplink{}},
+	}
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if f.book, err = openBook(f.dir, a.boot); err != nil {
+		f.log.Warn("the ports' counters begin anew", "err", err)
+	}
+	if f.regs, err = loadRegistry(f.dir); err != nil {
+		f.log.Warn("registrations are not known until the manager tells them", "err", err)
+	}
+	return f, nil
+}
+
+// pinName is the directory of pins for a state directory, in a bpffs.
+func pinName(stateDir string) string { return "drover-" + shortHash(stateDir) }
+
+// begin takes over the datapath with the ports that are there, before anything else is done with them, and starts the goroutine.
+func (f *fabric) begin(ctx context.Context, ports []*nicPort) {
+	f.life = ctx
+	for _, p := range ports {
+		f.ports[p.key()] = p
+		if _, _, err := f.book.take(p.key()); err != nil {
+			f.log.Error("a running VM's NIC has no place on the switch", "port", p.name, "err", err)
+			delete(f.ports, p.key())
+		}
+	}
+	if err := f.open(ctx); err != nil {
+		f.log.Error("this host has no switch: VMs with NICs can't be started", "err", err)
+	}
+	f.parts.Go(func() { f.watchLinks(ctx) })
+	go f.run(ctx)
+}
+
+// open makes or takes over the datapath, and brings it to what is wanted.
+func (f *fabric) open(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			f.broken = err.Error()
+			f.show()
+		}
+	}()
+	if err := vswitch.Supported(); err != nil {
+		return err
+	}
+	fs, err := vswitch.MountBPF(f.a.cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	f.pins = filepath.Join(fs, pinName(f.a.cfg.StateDir))
+	if err := f.a.net.Do(func() (err error) {
+		f.dp, err = vswitch.Open(ctx, vswitch.Config{Dir: f.pins, Log: f.log})
+		return err
+	}); err != nil {
+		return fmt.Errorf("open the switch's datapath: %w", err)
+	}
+	f.broken = ""
+	was, err := f.dp.Tables()
+	if err != nil {
+		return err
+	}
+	f.refreshUplinks(ctx)
+	f.resumeTeams(was)
+	f.ensureOverlay()
+	for _, p := range f.sorted() {
+		if err := f.dp.Attach(ctx, vswitch.Device{Ifindex: int(p.ifindex), Name: p.device, Kind: vswitch.KindPort}); err != nil {
+			f.log.Error("a running VM's NIC can't be put on the switch", "port", p.name, "err", err)
+		}
+	}
+	err = f.rebuild(ctx)
+	f.dropStrangers()
+	f.listen(f.life)
+	return ignorePorts(err)
+}
+
+// dropStrangers takes the programs off devices that are the switch's no more.
+func (f *fabric) dropStrangers() {
+	devices, err := f.dp.Attached()
+	if err != nil {
+		f.log.Warn("the switch does not say which devices it is on", "err", err)
+		return
+	}
+	mine := map[int]bool{int(f.vxlan.Ifindex): true}
+	for _, p := range f.ports {
+		mine[int(p.ifindex)] = true
+	}
+	for _, u := range f.uplinks {
+		mine[u.link.Index] = mine[u.link.Index] || u.attached
+	}
+	for _, d := range devices {
+		if d.Gone || mine[d.Ifindex] {
+			continue
+		}
+		if err := f.dp.Detach(d.Ifindex); err != nil {
+			f.log.Warn("a device that is the switch's no more still has its programs", "device", d.Name, "err", err)
+		}
+	}
+}
+
+// close lets go of the datapath, which goes on, when run has ended.
+func (f *fabric) close() error {
+	if f.life == nil {
+		return nil // it was never begun
+	}
+	<-f.ended
+	f.parts.Wait()
+	if f.dp == nil {
+		return nil
+	}
+	return f.dp.Close()
+}
+
+// do has the fabric's goroutine do something, and waits for it.
+func (f *fabric) do(ctx context.Context, do func(context.Context) error) error {
+	c := &call{ctx: ctx, do: do, done: make(chan error, 1)}
+	select {
+	case f.calls <- c:
+		return <-c.done
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-f.ended:
+		return errEnded
+	}
+}
+
+// changed says that the manager has said something else.
+func (f *fabric) changed() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// register takes registrations. It returns when they are in force, so that the manager's stream is not read faster than they are taken.
+func (f *fabric) register(ctx context.Context, m *v1.Registrations) error {
+	return f.do(ctx, func(ctx context.Context) error {
+		steps, whole, errs := f.regs.take(m)
+		if err := errors.Join(errs...); err != nil {
+			f.log.Error("registrations that make no sense are left out", "err", err)
+		}
+		if f.dp == nil || m.GetMore() {
+			return nil
+		}
+		if whole || f.result == nil {
+			f.changed()
+			return nil
+		}
+		if err := f.registerNow(ctx, steps); err != nil {
+			f.log.Error("registrations are not in the datapath; it is tried again", "err", err)
+			f.changed()
+		}
+		return nil
+	})
+}
+
+func (f *fabric) registerNow(ctx context.Context, steps []compile.Step) error {
+	t, view := f.result.Tables, f.result.View
+	ch := view.Registered(t, steps)
+	if err := f.dp.Register(ctx, ch.Set, ch.Remove, ch.Bind, ch.Unbind); err != nil {
+		return err
+	}
+	maps.Copy(t.FDB, ch.Set)
+	for _, k := range ch.Remove {
+		delete(t.FDB, k)
+	}
+	maps.Copy(t.Bindings, ch.Bind)
+	for _, k := range ch.Unbind {
+		delete(t.Bindings, k)
+	}
+	again := false
+	hop := func(key table.FDBKey, r *compile.Registration, n int) {
+		if r == nil {
+			return
+		}
+		if h, ok := view.Hop(key, *r); ok {
+			before := f.result.Hops[h]
+			f.result.Hops[h] = before + n
+			again = again || before == 0 || before+n == 0
+		}
+	}
+	for _, s := range steps {
+		hop(s.Key, s.Old, -1)
+		hop(s.Key, s.New, 1)
+		if e, ok := t.FDB[s.Key]; ok && e.Place == table.PlaceLocal && s.New != nil && s.New.Host != f.a.id.Host {
+			again = true // somebody else has what one of our ports has
+		}
+	}
+	if again {
+		f.changed()
+	}
+	st := f.status()
+	f.mu.Lock()
+	f.shown.status = st
+	f.mu.Unlock()
+	return nil
+}
+
+// run is the fabric's goroutine.
+func (f *fabric) run(ctx context.Context) {
+	defer close(f.ended)
+	compileAt, lookAt, sampleAt := f.clk.NewTimer(time.Hour), f.clk.NewTimer(look), f.clk.NewTimer(f.a.cfg.SampleInterval)
+	defer compileAt.Stop()
+	defer lookAt.Stop()
+	defer sampleAt.Stop()
+	pending := false
+	soon := func(after time.Duration) {
+		if !pending {
+			pending = true
+			compileAt.Reset(after)
+		}
+	}
+	defer f.save()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-f.calls:
+			c.done <- c.do(c.ctx)
+		case <-f.wake:
+			soon(settle)
+		case l := <-f.links:
+			if f.linkChanged(ctx, l) {
+				f.rebuildLogged(ctx)
+			}
+		case news := <-f.heard:
+			news()
+		case <-compileAt.C:
+			pending = false
+			if f.dp != nil && !f.rebuildLogged(ctx) {
+				soon(f.retry.next())
+			}
+		case <-lookAt.C:
+			lookAt.Reset(f.lookAgain(ctx))
+		case <-sampleAt.C:
+			sampleAt.Reset(f.a.cfg.SampleInterval)
+			f.count()
+			f.show()
+			f.a.reporter.portsChanged()
+			f.saveSoon()
+		}
+	}
+}
+
+// lookAgain looks at what nobody tells of, and says when to look the next time.
+func (f *fabric) lookAgain(ctx context.Context) time.Duration {
+	if f.dp == nil {
+		if err := f.open(ctx); err != nil {
+			return f.retry.next()
+		}
+		f.retry.reset()
+		return look
+	}
+	changed := f.refreshUplinks(ctx)
+	changed = f.ensureOverlay() || changed
+	changed = f.updateTeams() || changed
+	if changed || f.broken != "" {
+		f.rebuildLogged(ctx)
+	}
+	f.lookForForeign()
+	next := look
+	for _, t := range f.teams {
+		if at, ok := t.Next(); ok {
+			next = min(next, max(at.Sub(f.clk.Now()), time.Millisecond))
+		}
+	}
+	return next
+}
+
+// rebuildLogged is rebuild for when there is nobody to hear of a failure but people.
+func (f *fabric) rebuildLogged(ctx context.Context) bool {
+	if f.dp == nil {
+		return true
+	}
+	if err := f.rebuild(ctx); err != nil && ctx.Err() == nil {
+		f.log.Error("the switch is not as wanted; it is tried again", "err", err)
+		return false
+	}
+	f.retry.reset()
+	return true
+}
+
+// rebuild compiles everything and brings the datapath to it.
+func (f *fabric) rebuild(ctx context.Context) error {
+	f.configureTeams()
+	in := f.input()
+	r := compile.Compile(in)
+	f.result = r
+	err := f.dp.Apply(ctx, r.Tables)
+	f.broken = ""
+	if err != nil {
+		f.broken = err.Error()
+	}
+	f.show()
+	return err
+}
+
+// input collects what the tables depend on.
+func (f *fabric) input() compile.Input {
+	in := compile.Input{Host: f.a.id.Host, Site: f.a.id.Site, Overlay: f.vxlan, Registrations: f.regs.all, Profiles: map[string]compile.Profile{}}
+	networks := map[string]*v1.Network{}
+	w := f.a.world
+	w.mu.Lock()
+	for name, n := range w.networks {
+		networks[name] = n
+		in.Networks = append(in.Networks, n)
+	}
+	for name, p := range w.profiles {
+		in.Profiles[name] = compile.Profile{Effective: p.GetStatus().GetEffective(), Generation: p.GetMeta().GetGeneration()}
+	}
+	in.Peers = slices.Collect(maps.Values(w.peers))
+	w.mu.Unlock()
+	for _, p := range f.sorted() {
+		in.Ports = append(in.Ports, f.compilePort(p, networks))
+	}
+	in.Uplinks, in.Teams = f.compileUplinks()
+	return in
+}
+
+func (f *fabric) sorted() []*nicPort {
+	return slices.SortedFunc(maps.Values(f.ports), func(a, b *nicPort) int { return cmp.Compare(a.key(), b.key()) })
+}
+
+// count takes the datapath's counters into the book.
+func (f *fabric) count() {
+	if f.dp == nil {
+		return
+	}
+	have, err := f.dp.Counters(f.book.slots())
+	if err != nil {
+		f.log.Warn("no counters of ports", "err", err)
+		return
+	}
+	f.book.count(have)
+}
+
+// save writes what has to outlive the agent.
+func (f *fabric) save() {
+	f.count()
+	if err := f.book.save(); err != nil {
+		f.log.Error("the ports' counters are not on disk", "err", err)
+	}
+	f.parts.Wait()
+	if f.regs.dirty {
+		all, revision := f.regs.snapshot()
+		if err := saveRegistry(f.dir, all, revision); err != nil {
+			f.log.Error("the registrations are not on disk", "err", err)
+		}
+	}
+}
+
+// saveSoon writes what changed beside the fabric's goroutine: a hundred thousand registrations take their time.
+func (f *fabric) saveSoon() {
+	f.book.forget(func(name string) bool { return !f.a.holds(name) })
+	if err := f.book.save(); err != nil {
+		f.log.Error("the ports' counters are not on disk", "err", err)
+	}
+	if !f.regs.dirty {
+		return
+	}
+	select {
+	case f.saving <- struct{}{}:
+	default:
+		return
+	}
+	all, revision := f.regs.snapshot()
+	f.parts.Go(func() {
+		defer func() { <-f.saving }()
+		if err := saveRegistry(f.dir, all, revision); err != nil {
+			f.log.Error("the registrations are not on disk", "err", err)
+		}
+	})
+}
