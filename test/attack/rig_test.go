@@ -270,3 +270,9 @@ func (x *tool) stop() error {
 	}
 	return err
 }
+
+// said is the end of what a tool printed. It has ended.
+func (x *tool) said() string {
+	s := x.out.String()
+	return s[max(0, len(s)-500):]
+}
