@@ -164,29 +164,6 @@ func open(ctx context.Context, cfg Config, b build) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// load opens or makes the maps of our layout and loads the programs.
-func (d *Datapath) load() error {
-	spec, err := d.build.spec()
-	if err != nil {
-		return fmt.Errorf("vswitch: read the datapath's object: %w", err)
-	}
-	dir := d.mapDir(d.build.layout)
-	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
-	var wrong *ebpf.VerifierError
-	switch {
-	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("vswitch: maps in %s are of another shape but of the same layout number: whoever changed them must raise DROVER_LAYOUT: %w", dir, err)
-	case errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("%w: %w", ErrUnsupported, err)
-	case errors.As(err, &wrong):
-		return fmt.Errorf("vswitch: the kernel refuses the datapath: %+v", wrong)
-	case err != nil:
-		return fmt.Errorf("vswitch: load the datapath: %w", err)
-	}
-	d.maps = newMaps(&d.objs.datapathMaps)
-	return nil
-}
-
 // Close lets go of the datapath, which goes on. It ends captures, events and punts, and waits for those that are being read.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
@@ -204,8 +181,11 @@ func (d *Datapath) Close() error {
 	errs = append(errs, d.rings.close())
 	d.life.Lock()
 	defer d.life.Unlock()
-	if d.objs.PortIn != nil {
-		errs = append(errs, d.objs.Close())
+	for _, p := range []*ebpf.Program{d.objs.PortIn, d.objs.PortOut, d.objs.UplinkIn, d.objs.TunnelIn} {
+		errs = append(errs, p.Close()) // of nil, too
+	}
+	if d.objs.Ports != nil {
+		errs = append(errs, d.objs.datapathMaps.Close())
 	}
 	if d.net != nil {
 		errs = append(errs, d.net.Close())
