@@ -114,7 +114,9 @@ type Threats struct {
 }
 
 // NewThreats makes one that has told nothing yet.
-func NewThreats(names Names) *Threats { return &Threats{names: names, running: map[threatKey]*running{}} }
+func NewThreats(names Names) *Threats {
+	return &Threats{names: names, running: map[threatKey]*running{}}
+}
 
 // Describe is an event in words, told or not.
 func (t *Threats) Describe(e *table.Event, now time.Time) Threat {
