@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -263,14 +264,18 @@ func TestMountBPF(t *testing.T) {
 	}
 	must(t, unix.Unmount(private, 0))
 	t.Cleanup(func() { _ = unix.Unmount(system, unix.MNT_DETACH) })
-	for range 2 {
-		if got, err := mountBPF(system, private); err != nil || got != system {
-			t.Fatalf("mountBPF = %s, %v; want %s", got, err, system)
-		}
+	var wait sync.WaitGroup
+	for range 16 { // agents that start at the same time
+		wait.Go(func() {
+			if got, err := mountBPF(system, private); err != nil || got != system {
+				t.Errorf("mountBPF = %s, %v; want %s", got, err, system)
+			}
+		})
 	}
+	wait.Wait()
 	must(t, unix.Unmount(system, 0))
-	if err := isBPF(system); err == nil { // mounted once, not twice
-		t.Error("a second call mounted a second bpffs")
+	if err := isBPF(system); err == nil {
+		t.Error("more than one bpffs was mounted: each hides what is pinned in the one before")
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// Foreign describes tcx programs of others on the device, each with its name, id, direction and whether it sees frames before ours or, where ours
-// lets frames go on, behind it. Classic tc filters always run behind tcx; hostnet lists them.
+// Foreign describes programs of others on the device: tcx ones with name, id, direction and whether they see frames before ours or only those that ours
+// passes on; and classic tc filters, which always run behind tcx. A device that is gone is an error.
 func (d *Datapath) Foreign(ifindex int) ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -44,6 +44,17 @@ func (d *Datapath) Foreign(ifindex int) ([]string, error) {
 			}
 			out = append(out, describe(ap, p.out, at, i))
 		}
+	}
+	name := d.deviceName(ifindex)
+	if name == "" {
+		return nil, fmt.Errorf("look for programs on device %d: it is gone", ifindex)
+	}
+	filters, err := d.net.Filters(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range filters {
+		out = append(out, "tc filter "+f+", behind ours")
 	}
 	return out, nil
 }

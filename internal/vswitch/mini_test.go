@@ -50,12 +50,27 @@ func miniBuild(layout uint32, version int64, room uint32) build {
 				}
 				p.Instructions = ins
 			}
-			m := spec.Maps[datapathMapDrops]
-			m.ValueSize += room
-			m.Key, m.Value = nil, nil
+			roomier(spec, room)
 			return spec, nil
 		},
 	}
+}
+
+// realBuild has the real programs, with another layout.
+func realBuild(layout uint32, room uint32) build {
+	return build{layout: layout, spec: func() (*ebpf.CollectionSpec, error) {
+		spec, err := loadDatapath()
+		if err == nil {
+			roomier(spec, room)
+		}
+		return spec, err
+	}}
+}
+
+func roomier(spec *ebpf.CollectionSpec, room uint32) {
+	m := spec.Maps[datapathMapDrops]
+	m.ValueSize += room
+	m.Key, m.Value = nil, nil
 }
 
 // roomy is a row of drops of a miniBuild with 8 bytes of room.

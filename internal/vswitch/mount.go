@@ -41,7 +41,26 @@ func mountBPF(system, private string) (string, error) {
 	return private, nil
 }
 
+// mount mounts a bpffs on a directory, unless somebody did so meanwhile: a second one would hide what is pinned in the first. Whoever mounts holds a lock
+// on the directory below.
 func mount(at string) error {
+	below, err := os.Open(at)
+	if err != nil {
+		return fmt.Errorf("place for a bpffs: %w", err)
+	}
+	defer below.Close()
+	for {
+		err := unix.Flock(int(below.Fd()), unix.LOCK_EX)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %s to mount a bpffs there: %w", at, err)
+		}
+	}
+	if isBPF(at) == nil {
+		return nil
+	}
 	if err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return fmt.Errorf("mount a bpffs at %s: %w", at, err)
 	}

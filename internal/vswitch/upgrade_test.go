@@ -149,40 +149,43 @@ func (p *pair) passes(t testing.TB, number uint32) bool {
 
 // TestNoFrameLost restarts the datapath ten times under a stream of frames, replaces its code, then the layout of its maps.
 func TestNoFrameLost(t *testing.T) {
-	n, dir := testNet(t, "stream"), filepath.Join(testBPF(t), "drover-t")
-	p := testPair(t, n)
-	want := p.tables()
-	first := miniBuild(100, 1, 8)
-	d, err := openIn(t, n, dir, first)
-	must(t, err)
-	must(t, d.Apply(t.Context(), want))
-	p.attach(t, d)
-	again := func(b build) {
-		t.Helper()
-		must(t, d.Close())
-		if d, err = openIn(t, n, dir, b); err != nil {
-			t.Fatal(err)
-		}
-		p.attach(t, d)
-		must(t, d.Apply(t.Context(), want))
-		runs(t, d, p)
-		holds(t, d, want)
+	for name, builds := range map[string][3]build{
+		"mini": {miniBuild(100, 1, 8), miniBuild(100, 2, 8), miniBuild(101, 3, 0)},
+		"real": {realBuild(0, 8), realBuild(0, 8), current()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, dir := testNet(t, "stream"), filepath.Join(testBPF(t), "drover-t")
+			p := testPair(t, n)
+			want := p.tables()
+			d, err := openIn(t, n, dir, builds[0])
+			must(t, err)
+			must(t, d.Apply(t.Context(), want))
+			p.attach(t, d)
+			again := func(b build) {
+				t.Helper()
+				must(t, d.Close())
+				d, err = openIn(t, n, dir, b)
+				must(t, err)
+				p.attach(t, d)
+				must(t, d.Apply(t.Context(), want))
+				runs(t, d, p)
+				holds(t, d, want)
+			}
+			stop := p.stream(t)
+			for range 10 {
+				again(builds[0])
+			}
+			again(builds[1])
+			builds[2].converters = map[uint32]converter{0: readRoomy, 100: readRoomy}
+			again(builds[2])
+			sent, lost := stop()
+			t.Logf("%d frames sent, %d lost", sent, lost)
+			if sent < 500 || lost != 0 {
+				t.Errorf("%d of %d frames lost over 10 restarts, a new build and a new layout; want none of at least 500", lost, sent)
+			}
+			must(t, d.Close())
+		})
 	}
-	must(t, d.Apply(t.Context(), want))
-	stop := p.stream(t)
-	for range 10 {
-		again(first)
-	}
-	again(miniBuild(100, 2, 8))
-	next := miniBuild(101, 3, 0)
-	next.converters = map[uint32]converter{100: readRoomy}
-	again(next)
-	sent, lost := stop()
-	t.Logf("%d frames sent, %d lost", sent, lost)
-	if sent < 500 || lost != 0 {
-		t.Errorf("%d of %d frames lost over 10 restarts, a new build and a new layout; want none of at least 500", lost, sent)
-	}
-	must(t, d.Close())
 }
 
 // runs wants every link to have the program of d's build.
