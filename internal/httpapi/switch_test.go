@@ -566,3 +566,25 @@ func TestRestartForgetsNoRegistration(t *testing.T) {
 	h.sw.Unlock()
 	again.stop()
 }
+
+func TestTeamsNeedTheirUplinks(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "h1")
+	if _, err := r.networks().Update(t.Context(), &v1.UpdateNetworkRequest{Network: &v1.Network{Meta: &v1.Meta{Name: testNetwork}, Spec: &v1.NetworkSpec{Physical: &v1.PhysicalSegment{Vlan: 5}}}}); err != nil {
+		t.Fatal(err)
+	}
+	r.vm(t, "a")
+	set := func(teams ...*v1.UplinkTeam) error {
+		_, err := r.hosts().Update(t.Context(), &v1.UpdateHostRequest{Host: &v1.Host{Meta: &v1.Meta{Name: "h1"}, Spec: &v1.HostSpec{Teams: teams}}, Mask: &fieldmaskpb.FieldMask{Paths: []string{"spec.teams"}}, ValidateOnly: true})
+		return err
+	}
+	team := func(name, device string) *v1.UplinkTeam { return &v1.UplinkTeam{Name: name, Uplinks: []string{device}} }
+	wants(t, "before the host has said what it has", set(team("default", "eth9")), "")
+	h.say(t, func(st *v1.HostStatus) {
+		st.Uplinks = []*v1.Uplink{{Name: "eth0", Team: "default", Mtu: 1500}, {Name: "eth1", Mtu: 1400}}
+	})
+	wants(t, "a device that is not there", set(team("default", "eth9")), "UPLINK_UNKNOWN", "eth9", "eth0, eth1")
+	wants(t, "its own device", set(team("default", "eth0")), "")
+	wants(t, "a team in use", set(team("other", "eth0")), "TEAM_IN_USE", testNetwork)
+	wants(t, "a smaller MTU", set(team("default", "eth1")), "MTU_TOO_LARGE", "1400", "1500")
+}

@@ -17,8 +17,7 @@ import (
 
 // world is a manager with hosts, a network and VMs put straight into its store.
 type world struct {
-	m    *Manager
-	vnis int32
+	m *Manager
 }
 
 func newWorld(t testing.TB, hosts, vms int) *world {
@@ -269,4 +268,81 @@ func BenchmarkChange(b *testing.B) {
 		x.until(b, macOf(i), w.lease(i, n))
 		n++
 	}
+}
+
+// Leases that have ended are no addresses any more, whether the host says so or not.
+func TestLeasesEnd(t *testing.T) {
+	w := newWorld(t, 1, 1)
+	b := w.m.board
+	vm, _ := w.m.VMs.cache.Get(vmName(0))
+	end := time.Now().Add(50 * time.Millisecond)
+	w.m.reportPorts(hostName(0), []*v1.PortReport{{Name: vmName(0) + "/n0", Uid: vm.Meta.Uid, Epoch: 1, Status: &v1.PortStatus{
+		Bindings: []*v1.Binding{{Address: "10.9.9.9", Source: bindingDHCP, ExpireTime: stamp(end)}, {Address: "10.9.9.8", Source: bindingDHCP, Mac: "nonsense"}, {Address: "10.9.9.7", Source: "assigned"}},
+	}}}, false)
+	addresses := func() []string {
+		r, _ := b.regs.Get(registrationKey(5, macOf(0)))
+		return r.GetAddresses()
+	}
+	if got := addresses(); !slices.Equal(got, []string{"10.0.0.0", "10.9.9.9", "10.9.9.8"}) {
+		t.Fatalf("registered: %v", got)
+	}
+	<-time.After(time.Until(end))
+	b.expire()
+	if got := addresses(); !slices.Equal(got, []string{"10.0.0.0", "10.9.9.8"}) {
+		t.Errorf("after the lease's end: %v", got)
+	}
+}
+
+// A VM that moves keeps what is its port's own; one that is made anew under its name starts with nothing.
+func TestPortsMoveWithTheirVMs(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	m, name := w.m, vmName(0)
+	vm, _ := m.VMs.cache.Get(name)
+	report := func(host, uid string, epoch int64, device string) {
+		m.reportPorts(host, []*v1.PortReport{{Name: name + "/n0", Uid: uid, Epoch: epoch, Status: &v1.PortStatus{
+			Device: device, Active: true, Counters: &v1.PortCounters{InPackets: 7}, Bindings: []*v1.Binding{{Address: "10.9.9.9", Source: bindingDHCP}},
+		}}}, false)
+	}
+	see := func(what, host, device string, bindings int) {
+		t.Helper()
+		views := m.board.view.Subscribe(0)
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		for {
+			events, err := views.Next(ctx)
+			if err != nil {
+				p, _ := m.board.view.Get(name + "/n0")
+				t.Fatalf("%s: %v", what, p)
+			}
+			for _, e := range events {
+				if st := e.Object.GetStatus(); e.Type == store.Put && st.Host == host && st.Device == device && len(st.Bindings) == bindings {
+					return
+				}
+			}
+		}
+	}
+	report(hostName(0), vm.Meta.Uid, 1, "tap0")
+	see("at first", hostName(0), "tap0", 2)
+	if _, err := m.VMs.mutate(t.Context(), name, func(vm *v1.VM) error {
+		vm.Status.Owner, vm.Status.Epoch = hostName(1), 2
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	see("moved", hostName(1), "", 2)
+	report(hostName(0), vm.Meta.Uid, 1, "tap0") // late
+	report(hostName(0), vm.Meta.Uid, 2, "tap0") // lies
+	report(hostName(1), "other", 2, "tap1")
+	see("still moved", hostName(1), "", 2)
+	report(hostName(1), vm.Meta.Uid, 2, "tap1")
+	see("there", hostName(1), "tap1", 2)
+	if err := m.VMs.remove(t.Context(), name, 0); err != nil {
+		t.Fatal(err)
+	}
+	fresh := clone(vm)
+	fresh.Meta = &v1.Meta{Name: name}
+	if _, err := m.VMs.create(t.Context(), m.store, fresh); err != nil {
+		t.Fatal(err)
+	}
+	see("made anew", hostName(0), "", 1)
 }

@@ -392,7 +392,7 @@ func portFaults(kind resource.Kind, name string, faults []string) error {
 	if len(faults) == 0 {
 		return nil
 	}
-	e := &resource.Error{Code: resource.Precondition, Kind: kind, Name: name, Reason: "PORTS_CANT_FOLLOW", Remedy: "change those ports first; see all: drover profile preview"}
+	e := &resource.Error{Code: resource.Precondition, Kind: kind, Name: name, Reason: "PORTS_CANT_FOLLOW", Remedy: "change those ports first; to see all that would change: drover profile set with --dry-run"}
 	for i, x := range faults[:min(len(faults), mostUsers)] {
 		if i > 0 {
 			e.Message += "; "

@@ -75,6 +75,9 @@ func (m *Manager) doRevert(ctx context.Context, r *task.Run) error {
 	if err := m.freeMACs(ctx, &v1.VM{Meta: vm.Meta, Spec: spec}); err != nil {
 		return err // before the host goes back, not after
 	}
+	if err := m.checkNICs(vmName, spec); err != nil {
+		return err
+	}
 	next := vm.Meta.Generation + 1
 	err = r.Step(ctx, "go back", func(ctx context.Context) error {
 		if err := r.SetNote(ctx, noteAsked, vm.Status.Owner); err != nil {

@@ -136,7 +136,7 @@ func (m *Manager) DeleteSite(ctx context.Context, name string, revision int64) (
 
 // UpdateHost changes what may be changed of a host: all but its site while it holds VMs.
 func (m *Manager) UpdateHost(ctx context.Context, h *v1.Host, mask *fieldmaskpb.FieldMask, validateOnly bool) (*v1.Host, error) {
-	return updateSimple(ctx, m, m.Hosts, h, mask, validateOnly, ignoreOld(resource.CheckHost), func(old, h *v1.Host) error {
+	return updateSimple(ctx, m, m.Hosts, h, mask, validateOnly, ignoreOld(resource.CheckHost), m.checkTeams, func(old, h *v1.Host) error {
 		f := resource.FaultsOf(resource.KindHost, h.Meta.Name)
 		m.Sites.exists(f, "spec.site", h.Spec.Site)
 		if old.Spec.Site != h.Spec.Site && m.Hosts.seen(old).Status.Vms > 0 {

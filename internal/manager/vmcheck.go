@@ -69,6 +69,19 @@ func (m *Manager) checkReferences(vm, old *v1.VM) error {
 	return f.Err()
 }
 
+// checkNICs says which networks and profiles of a spec from the past are no more.
+func (m *Manager) checkNICs(vm string, s *v1.VMSpec) error {
+	f := resource.FaultsOf(resource.KindVM, vm)
+	for _, n := range s.Nics {
+		at := "spec.nics[" + n.Name + "]"
+		m.Networks.exists(f, at+".network", n.Network)
+		if n.Profile != "" {
+			m.Profiles.exists(f, at+".profile", n.Profile)
+		}
+	}
+	return f.Err()
+}
+
 // checkNICProfile says what is wrong with the profile that a NIC names, or gets from its network. was is the NIC before a change, or nil.
 func (m *Manager) checkNICProfile(f *resource.Faults, vm *v1.VM, n *v1.NICSpec, net *v1.Network, was *v1.NICSpec) {
 	if was != nil && was.Profile == n.Profile && was.Network == n.Network {

@@ -81,7 +81,7 @@ func (p path) set(d, s protoreflect.Message) {
 	fd := p.leaf()
 	switch {
 	case p.hasKey:
-		key := protoreflect.ValueOfString(p.key).MapKey()
+		key, _ := mapKey(fd, p.key)
 		if v := s.Get(fd).Map().Get(key); v.IsValid() {
 			d.Mutable(fd).Map().Set(key, v)
 		} else if d.Has(fd) {

@@ -82,3 +82,32 @@ func TestApplyRefusesWithoutChanging(t *testing.T) {
 		t.Error("took a site for a VM")
 	}
 }
+
+// Keys of maps may be numbers, as those of communities are.
+func TestNumbersAsKeys(t *testing.T) {
+	net := func(v map[int32]int32) *droverv1.Network {
+		return &droverv1.Network{Spec: &droverv1.NetworkSpec{PrivateVlans: &droverv1.PrivateVLANs{CommunityVlans: v}}}
+	}
+	got := net(map[int32]int32{1: 11, 2: 12})
+	mask := &fieldmaskpb.FieldMask{Paths: []string{"spec.private_vlans.community_vlans.2", "spec.private_vlans.community_vlans.3", "spec.private_vlans.community_vlans.4"}}
+	if err := Apply(mask, got, net(map[int32]int32{1: 99, 3: 13})); err != nil {
+		t.Fatal(err)
+	}
+	if want := net(map[int32]int32{1: 11, 3: 13}); !proto.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, key := range []string{"x", "99999999999", "1.2"} {
+		err := Apply(&fieldmaskpb.FieldMask{Paths: []string{"spec.private_vlans.community_vlans." + key}}, got, got)
+		if err == nil || !strings.Contains(err.Error(), "community_vlans") {
+			t.Errorf("key %q: %v", key, err)
+		}
+	}
+	for filter, want := range map[string]bool{"spec.private_vlans.community_vlans.3 = 13": true, "spec.private_vlans.community_vlans.2 = 13": false} {
+		q, err := Compile(got, filter, "")
+		if err != nil {
+			t.Errorf("%s: %v", filter, err)
+		} else if q.Match(got) != want {
+			t.Errorf("%s: %v", filter, !want)
+		}
+	}
+}

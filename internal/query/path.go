@@ -1,6 +1,7 @@
 package query
 
 import (
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -48,16 +49,28 @@ func resolve(in string, md protoreflect.MessageDescriptor, segs []segment) (path
 		p.steps = append(p.steps, fd)
 		if fd.IsMap() {
 			if i+1 < len(segs) {
-				if fd.MapKey().Kind() != protoreflect.StringKind {
-					return path{}, &Error{In: in, Pos: s.pos + 1, Reason: "keys of " + string(fd.Name()) + " are not strings"}
-				}
 				p.hasKey, p.key = true, joinKey(segs[i+1:])
+				if _, ok := mapKey(fd, p.key); !ok {
+					return path{}, &Error{In: in, Pos: s.pos + 1, Reason: "\"" + clip(p.key) + "\" is no key of " + string(fd.Name()) + ", whose keys are of type " + fd.MapKey().Kind().String()}
+				}
 			}
 			return p, nil
 		}
 		md = fd.Message()
 	}
 	return p, nil
+}
+
+// mapKey is a key of a map as the text of a path has it.
+func mapKey(fd protoreflect.FieldDescriptor, text string) (protoreflect.MapKey, bool) {
+	switch fd.MapKey().Kind() {
+	case protoreflect.StringKind:
+		return protoreflect.ValueOfString(text).MapKey(), true
+	case protoreflect.Int32Kind:
+		n, err := strconv.ParseInt(text, 10, 32)
+		return protoreflect.ValueOfInt32(int32(n)).MapKey(), err == nil
+	}
+	return protoreflect.MapKey{}, false
 }
 
 func joinKey(segs []segment) string {
@@ -82,7 +95,8 @@ func (p path) eachFrom(i int, m protoreflect.Message, visit func(protoreflect.Va
 		if !p.hasKey {
 			return m.Has(fd) && visit(m.Get(fd))
 		}
-		v := m.Get(fd).Map().Get(protoreflect.ValueOfString(p.key).MapKey())
+		key, _ := mapKey(fd, p.key)
+		v := m.Get(fd).Map().Get(key)
 		return v.IsValid() && visit(v)
 	case fd.IsList():
 		list := m.Get(fd).List()
