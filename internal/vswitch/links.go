@@ -101,7 +101,7 @@ type attached struct {
 	known   bool // the program has a name of ours
 }
 
-// open opens a pinned link. It is nil if nothing is pinned, or if the link is not on the device of that index any more: a device that is gone
+// openLink opens a pinned link. It is nil if nothing is pinned, or if the link is not on the device of that index any more: a device that is gone
 // leaves its links defunct, and another device may get its index.
 func (d *Datapath) openLink(p pin) (_ *attached, err error) {
 	l, err := link.LoadPinnedLink(d.path(p), nil)
@@ -138,7 +138,8 @@ func (d *Datapath) unpin(p pin) error {
 }
 
 // Attach puts the programs of its kind on a device, at the tail: programs of others see frames first. One that has them keeps its
-// link. A port whose row is not there yet passes nothing. dev.Name is for errors only.
+// link. A port whose row is not there yet passes nothing. The kernel waits for running packets at each program that it adds, some milliseconds, and twice for a
+// port: whoever sets a port up can do other things meanwhile. dev.Name is for errors only.
 func (d *Datapath) Attach(ctx context.Context, dev Device) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
