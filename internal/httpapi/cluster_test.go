@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/store/storetest"
@@ -23,8 +25,19 @@ func TestExternalClusterLosesAMember(t *testing.T) {
 	members := storetest.StartCluster(t, 3)
 	dir, address := t.TempDir(), freeAddress(t)
 	r := startAt(t, dir, address, filepath.Join(dir, "m.sock"), members[0].URL, members[1].URL, members[2].URL)
-	r.join(t, "h1")
-	var wg sync.WaitGroup
+	h := r.join(t, "h1")
+	var wg, beats sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	// The host is heard meanwhile, as a real one: an election may take longer than a host may be silent.
+	beats.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = h.api.Report(ctx, &v1.ReportRequest{}) // the manager may have no state to answer from
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
 	half := make(chan struct{})
 	made := make([]string, 0, vms)
 	wg.Go(func() {
@@ -44,6 +57,8 @@ func TestExternalClusterLosesAMember(t *testing.T) {
 	<-half
 	members[0].Kill(t)
 	wg.Wait()
+	stop()
+	beats.Wait()
 	members[0].Start(t)
 	members[0].Ready(t)
 	// One call may meet the dead member and end in an error; that all of them do would be an outage.
