@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -71,12 +70,9 @@ func describe(ap link.AttachedProgram, egress bool, ours, i int) string {
 	case ours >= 0:
 		where = "behind ours"
 	}
-	name := "?"
-	if prog, err := ebpf.NewProgramFromID(ap.ID); err == nil {
-		if info, err := prog.Info(); err == nil && info.Name != "" {
-			name = info.Name
-		}
-		prog.Close()
+	name, err := programName(ap.ID)
+	if err != nil || name == "" {
+		name = "?" // gone meanwhile, or never named
 	}
 	return fmt.Sprintf("tcx %s program %s (id %d), %s", direction, name, ap.ID, where)
 }

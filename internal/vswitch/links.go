@@ -120,13 +120,25 @@ func (d *Datapath) openLink(p pin) (_ *attached, err error) {
 		return nil, l.Close()
 	}
 	a := &attached{pin: p, link: l, id: info.ID, program: info.Program}
-	if prog, err := ebpf.NewProgramFromID(info.Program); err == nil {
-		if pi, err := prog.Info(); err == nil {
-			a.kind, a.known = kindOf(pi.Name)
-		}
-		prog.Close()
+	name, err := programName(info.Program)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ask about the program of device %d: %w", p.ifindex, err), l.Close())
 	}
+	a.kind, a.known = kindOf(name)
 	return a, nil
+}
+
+func programName(id ebpf.ProgramID) (string, error) {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "", err
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
 }
 
 // unpin removes a pin, and with it the link and its program from the device.

@@ -99,11 +99,27 @@ func (d *Datapath) copyLearnt(all bool) error {
 	}
 	var errs []error
 	bind.write(func(_ table.BindingKey, _ table.Binding, err error) { errs = append(errs, err) })
+	// Counters only grow. After a rollback ours may know more than what a later build had begun with.
 	for slot, t := range l.counters {
-		errs = append(errs, d.objs.Counters.Put(&slot, t))
+		ours := make([]table.Traffic, len(t))
+		errs = append(errs, d.objs.Counters.Lookup(&slot, &ours))
+		for i := range ours {
+			ours[i] = table.Traffic{
+				InPackets: max(ours[i].InPackets, t[i].InPackets), InBytes: max(ours[i].InBytes, t[i].InBytes),
+				OutPackets: max(ours[i].OutPackets, t[i].OutPackets), OutBytes: max(ours[i].OutBytes, t[i].OutBytes),
+			}
+		}
+		errs = append(errs, d.objs.Counters.Put(&slot, ours))
 	}
 	for k, n := range l.drops {
-		errs = append(errs, d.objs.Drops.Put(&k, n))
+		ours := make([]table.DropCount, len(n))
+		if err := d.objs.Drops.Lookup(&k, &ours); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+		for i := range ours {
+			ours[i] = table.DropCount{Packets: max(ours[i].Packets, n[i].Packets), Bytes: max(ours[i].Bytes, n[i].Bytes)}
+		}
+		errs = append(errs, d.objs.Drops.Put(&k, ours))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("copy leases and counters of the datapath's layout %d: %w", from, err)

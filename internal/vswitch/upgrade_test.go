@@ -327,10 +327,10 @@ func TestRollback(t *testing.T) {
 		p.attach(t, d)
 		must(t, d.Apply(t.Context(), p.tables()))
 		holds(t, d, want)
+		cpus, err := ebpf.PossibleCPU()
+		must(t, err)
+		traffic := make([]table.Traffic, cpus)
 		if i == 1 {
-			cpus, err := ebpf.PossibleCPU()
-			must(t, err)
-			traffic := make([]table.Traffic, cpus)
 			traffic[0].InPackets = 5
 			must(t, d.objs.Counters.Put(&slot, traffic))
 			want.Bindings[key] = table.Binding{Ifindex: uint32(p.devs[0]), MAC: mac(0), Source: table.BindingProvisional, Expires: bootTime() + uint64(time.Minute)}
@@ -350,6 +350,45 @@ func TestRollback(t *testing.T) {
 		}
 		must(t, d.Close())
 	}
+}
+
+// TestRollbackEarly goes back before the later build was in force: what it had copied is older than what is counted.
+func TestRollbackEarly(t *testing.T) {
+	n, dir := testNet(t, "early"), filepath.Join(testBPF(t), "drover-t")
+	p := testPair(t, n)
+	old := miniBuild(100, 1, 0)
+	d, err := openIn(t, n, dir, old)
+	must(t, err)
+	p.attach(t, d)
+	must(t, d.Apply(t.Context(), p.tables()))
+	cpus, err := ebpf.PossibleCPU()
+	must(t, err)
+	slot, traffic := uint32(2), make([]table.Traffic, cpus)
+	count := func(n uint64) {
+		t.Helper()
+		traffic[0].InPackets = n
+		must(t, d.objs.Counters.Put(&slot, traffic))
+	}
+	count(4)
+	for _, b := range []build{miniBuild(101, 2, 0), old} {
+		must(t, d.Close())
+		d, err = openIn(t, n, dir, b)
+		must(t, err)
+		c, err := d.Counters([]uint32{slot})
+		must(t, err)
+		if c[slot].InPackets != 4 {
+			t.Errorf("layout %d: slot 2 counts %d, want 4", b.layout, c[slot].InPackets)
+		}
+	}
+	count(9)
+	must(t, d.Apply(t.Context(), p.tables()))
+	c, err := d.Counters([]uint32{slot})
+	must(t, err)
+	if c[slot].InPackets != 9 {
+		t.Errorf("slot 2 counts %d, want 9: what the later build knew was older", c[slot].InPackets)
+	}
+	runs(t, d, p)
+	must(t, d.Close())
 }
 
 // TestSameLayoutOtherShape wants words, and the old datapath untouched, when somebody forgot to raise the layout.
