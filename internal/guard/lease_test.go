@@ -24,11 +24,11 @@ var (
 	equate = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 )
 
-// find knows ports 1 (with a granted MAC) and 2.
+// find knows ports 1 (with a granted MAC, and a virtual router's, which does not count) and 2.
 func find(ifindex uint32) (Port, bool) {
 	switch ifindex {
 	case 1:
-		return Port{Key: "web/net0", MAC: mac1, Granted: []table.MAC{mac2}, Limit: 4}, true
+		return Port{Key: "web/net0", MAC: mac1, Granted: []table.MAC{mac2, {0, 0, 0x5e, 0, 1, 9}}, Limit: 4}, true
 	case 2:
 		return Port{Key: "db/net0", MAC: mac9, Limit: 1}, true
 	}
@@ -288,8 +288,8 @@ func TestMACs(t *testing.T) {
 		{2, table.PuntNewMAC, table.MAC{2, 4}, 0, false}, // may have one
 		{8, table.PuntNewMAC, table.MAC{2, 4}, 0, false},
 		{2, table.PuntVirtual, vrrp, 0, true},
-		{2, table.PuntVirtual, vrrp, time.Second, false},
-		{2, table.PuntVirtual, vrrp, macPatience, true},
+		{2, table.PuntVirtual, vrrp, time.Second / 2, false},
+		{2, table.PuntVirtual, vrrp, time.Second, true},
 		{2, table.PuntDHCP, table.MAC{2, 4}, 0, false},
 	} {
 		if got := hear(tt.ifindex, tt.kind, tt.src, tt.at); got != tt.want {

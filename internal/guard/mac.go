@@ -9,6 +9,9 @@ import (
 // Patience for requests: one that was not granted is made again after this long, and counts against the port's limit until then.
 const macPatience = 30 * time.Second
 
+// A virtual router's MAC moves whenever the routers want, and back: the wait is only there to ask once for a burst of frames.
+const virtualPatience = time.Second
+
 // maxVirtual is how many MACs of virtual routers a port may hold, or be about to.
 const maxVirtual = 16
 
@@ -61,16 +64,21 @@ func (m *MACs) Heard(p *table.Punt, find Finder, now time.Time) (r MACRequest, o
 			count++
 		}
 	}
-	limit := maxVirtual
+	limit, wait := maxVirtual, virtualPatience
 	if !virtual {
-		limit = port.Limit
-		count += 1 + len(port.Granted)
+		limit, wait = port.Limit, macPatience
+		count++
+		for _, g := range port.Granted {
+			if !virtualMAC(g) {
+				count++
+			}
+		}
 	}
 	if count >= limit {
 		m.keep(port.Key, rest)
 		return r, false
 	}
-	m.keep(port.Key, append(rest, pendingMAC{p.Net, mac, virtual, now.Add(macPatience)}))
+	m.keep(port.Key, append(rest, pendingMAC{p.Net, mac, virtual, now.Add(wait)}))
 	return MACRequest{port.Key, p.Net, mac, virtual}, true
 }
 

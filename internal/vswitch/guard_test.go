@@ -24,7 +24,6 @@ var (
 	vrrpMAC    = net.HardwareAddr{0, 0, 0x5e, 0, 1, 7}
 	broadcast  = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	allHosts   = net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}
-	allNodes   = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 )
 
 const (
