@@ -17,6 +17,7 @@ import (
 	"drover/internal/clock"
 	"drover/internal/hostnet"
 	"drover/internal/vswitch"
+	"drover/internal/vswitch/beacon"
 	"drover/internal/vswitch/compile"
 	"drover/internal/vswitch/table"
 	"drover/internal/vswitch/team"
@@ -52,6 +53,9 @@ type fabric struct {
 	foreign []string
 	saving  chan struct{}   // full while registrations are being written
 	life    context.Context // ends when the actors have ended
+	index   map[uint32]*nicPort
+	senses
+	voice
 
 	mu    sync.Mutex
 	shown shown
@@ -119,17 +123,13 @@ func (f *fabric) open(ctx context.Context) (err error) {
 		return err
 	}
 	f.pins = filepath.Join(fs, pinName(f.a.cfg.StateDir))
-	if err := f.a.net.Do(func() (err error) {
-		f.dp, err = vswitch.Open(ctx, vswitch.Config{Dir: f.pins, Log: f.log})
-		return err
-	}); err != nil {
+	was, err := f.openDatapath(ctx)
+	if err != nil {
 		return fmt.Errorf("open the switch's datapath: %w", err)
 	}
 	f.broken = ""
-	was, err := f.dp.Tables()
-	if err != nil {
-		return err
-	}
+	f.openSenses(was)
+	f.monitors = map[string]*beacon.Monitor{}
 	f.refreshUplinks(ctx)
 	f.resumeTeams(was)
 	f.ensureOverlay()
@@ -139,9 +139,30 @@ func (f *fabric) open(ctx context.Context) (err error) {
 		}
 	}
 	err = f.rebuild(ctx)
+	f.resumeAnnounced()
 	f.dropStrangers()
 	f.listen(f.life)
 	return ignorePorts(err)
+}
+
+// openDatapath sets dp and sender, both or none, and returns what the datapath has.
+func (f *fabric) openDatapath(ctx context.Context) (was *table.Tables, err error) {
+	var dp *vswitch.Datapath
+	if err := f.a.net.Do(func() (err error) {
+		dp, err = vswitch.Open(ctx, vswitch.Config{Dir: f.pins, Log: f.log})
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if was, err = dp.Tables(); err != nil {
+		return nil, errors.Join(err, dp.Close())
+	}
+	sender, err := f.a.net.OpenSender(table.Mark)
+	if err != nil {
+		return nil, errors.Join(err, dp.Close())
+	}
+	f.dp, f.sender = dp, sender
+	return was, nil
 }
 
 // dropStrangers takes the programs off devices that are the switch's no more.
@@ -178,7 +199,7 @@ func (f *fabric) close() error {
 	if f.dp == nil {
 		return nil
 	}
-	return f.dp.Close()
+	return errors.Join(f.sender.Close(), f.dp.Close())
 }
 
 // do has the fabric's goroutine do something, and waits for it.
@@ -269,7 +290,8 @@ func (f *fabric) registerNow(ctx context.Context, steps []compile.Step) error {
 // run is the fabric's goroutine.
 func (f *fabric) run(ctx context.Context) {
 	defer close(f.ended)
-	compileAt, lookAt, sampleAt := f.clk.NewTimer(time.Hour), f.clk.NewTimer(look), f.clk.NewTimer(f.a.cfg.SampleInterval)
+	compileAt, lookAt, sampleAt, dueAt := f.clk.NewTimer(time.Hour), f.clk.NewTimer(look), f.clk.NewTimer(f.a.cfg.SampleInterval), f.clk.NewTimer(0)
+	defer dueAt.Stop()
 	defer compileAt.Stop()
 	defer lookAt.Stop()
 	defer sampleAt.Stop()
@@ -302,6 +324,7 @@ func (f *fabric) run(ctx context.Context) {
 			}
 		case <-lookAt.C:
 			lookAt.Reset(f.lookAgain(ctx))
+		case <-dueAt.C:
 		case <-sampleAt.C:
 			sampleAt.Reset(f.a.cfg.SampleInterval)
 			f.count()
@@ -309,6 +332,7 @@ func (f *fabric) run(ctx context.Context) {
 			f.a.reporter.portsChanged()
 			f.saveSoon()
 		}
+		dueAt.Reset(f.due())
 	}
 }
 
@@ -323,18 +347,11 @@ func (f *fabric) lookAgain(ctx context.Context) time.Duration {
 	}
 	changed := f.refreshUplinks(ctx)
 	changed = f.ensureOverlay() || changed
-	changed = f.updateTeams() || changed
 	if changed || f.broken != "" {
 		f.rebuildLogged(ctx)
 	}
 	f.lookForForeign()
-	next := look
-	for _, t := range f.teams {
-		if at, ok := t.Next(); ok {
-			next = min(next, max(at.Sub(f.clk.Now()), time.Millisecond))
-		}
-	}
-	return next
+	return look
 }
 
 // rebuildLogged is rebuild for when there is nobody to hear of a failure but people.
@@ -352,17 +369,38 @@ func (f *fabric) rebuildLogged(ctx context.Context) bool {
 
 // rebuild compiles everything and brings the datapath to it.
 func (f *fabric) rebuild(ctx context.Context) error {
+	if f.dp == nil {
+		return notYet("this host has no switch: %s", f.broken)
+	}
 	f.configureTeams()
-	in := f.input()
-	r := compile.Compile(in)
+	f.configureBeacons()
+	f.index = map[uint32]*nicPort{}
+	for _, p := range f.ports {
+		f.index[p.ifindex] = p
+	}
+	r := compile.Compile(f.input())
 	f.result = r
 	err := f.dp.Apply(ctx, r.Tables)
 	f.broken = ""
 	if err != nil {
 		f.broken = err.Error()
 	}
+	if f.configureGroups(r) {
+		f.changed()
+	}
+	f.announceMoved()
 	f.show()
 	return err
+}
+
+// resumeAnnounced takes ports for announced that were there before: they did not move.
+func (f *fabric) resumeAnnounced() {
+	f.spoke = map[string]uint32{}
+	for _, p := range f.ports {
+		if row, ok := f.result.Tables.Ports[p.ifindex]; ok {
+			f.spoke[p.key()] = f.result.Tables.Teams[row.Team].Bucket[row.Bucket]
+		}
+	}
 }
 
 // input collects what the tables depend on.
@@ -380,8 +418,11 @@ func (f *fabric) input() compile.Input {
 	}
 	in.Peers = slices.Collect(maps.Values(w.peers))
 	w.mu.Unlock()
+	rows, routers := f.groupRows(), f.routerPorts()
 	for _, p := range f.sorted() {
-		in.Ports = append(in.Ports, f.compilePort(p, networks))
+		x := f.compilePort(p, networks)
+		x.Groups, x.Routers = rows[p.ifindex], routers[p.ifindex]
+		in.Ports = append(in.Ports, x)
 	}
 	in.Uplinks, in.Teams = f.compileUplinks()
 	return in
@@ -422,6 +463,17 @@ func (f *fabric) save() {
 // saveSoon writes what changed beside the fabric's goroutine: a hundred thousand registrations take their time.
 func (f *fabric) saveSoon() {
 	f.book.forget(func(name string) bool { return !f.a.holds(name) })
+	forgot := false
+	if f.dp != nil {
+		for _, l := range f.leases.All() {
+			if !f.a.holds(l.Port) {
+				forgot = f.leases.Forget(l.Port) || forgot
+			}
+		}
+	}
+	if forgot {
+		f.leasesChanged()
+	}
 	if err := f.book.save(); err != nil {
 		f.log.Error("the ports' counters are not on disk", "err", err)
 	}

@@ -2,10 +2,11 @@ package host
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -169,6 +170,7 @@ func (f *fabric) uplinkFacts() map[string]*v1.Uplink {
 		x := &v1.Uplink{Name: name, Team: u.team, Reason: u.why}
 		if u.attached {
 			x.Counters = counters(f.book.total("uplink/" + name))
+			x.Neighbor = f.neighborOf(name)
 		}
 		out[name] = x
 	}
@@ -204,6 +206,7 @@ func (f *fabric) reports() map[string]*v1.PortReport {
 		}
 	}
 	bindings := map[uint32][]*v1.Binding{}
+	rows := f.groupRows()
 	for k, b := range f.result.Tables.Bindings {
 		if b.Ifindex != 0 {
 			bindings[b.Ifindex] = append(bindings[b.Ifindex], f.binding(k, b))
@@ -221,7 +224,10 @@ func (f *fabric) reports() map[string]*v1.PortReport {
 		if c := f.result.Connections[p.network]; c != nil && len(c.Uplinks) > 0 {
 			st.Uplink = f.uplinkOf(c.Team, p.name)
 		}
-		st.Bindings = bindings[p.ifindex]
+		st.Bindings, st.Groups = bindings[p.ifindex], f.groupsOf(p, rows)
+		for _, mac := range f.granted[p.key()] {
+			st.Macs = append(st.Macs, net.HardwareAddr(mac[:]).String())
+		}
 		slices.SortFunc(st.Bindings, func(a, b *v1.Binding) int { return cmp.Compare(a.GetAddress(), b.GetAddress()) })
 		out[p.name] = &v1.PortReport{Name: p.name, Uid: p.uid, Status: st}
 	}
@@ -244,7 +250,10 @@ func (f *fabric) uplinkOf(name, port string) string {
 }
 
 func (f *fabric) binding(k table.BindingKey, b table.Binding) *v1.Binding {
-	out := &v1.Binding{Address: k.IP.Addr().String(), Mac: fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", b.MAC[0], b.MAC[1], b.MAC[2], b.MAC[3], b.MAC[4], b.MAC[5]), Source: "assigned"}
+	out := &v1.Binding{Address: k.IP.Addr().String(), Mac: net.HardwareAddr(b.MAC[:]).String(), Source: "assigned"}
+	if b.Expires != 0 {
+		out.ExpireTime = timestamppb.New(f.booted.Add(time.Duration(b.Expires)))
+	}
 	switch b.Source {
 	case table.BindingDHCP, table.BindingProvisional:
 		out.Source = "dhcp"

@@ -242,8 +242,11 @@ func (f *fabric) health(name string) map[string]team.Health {
 			continue
 		}
 		h := team.Health{Up: u.attached && u.link.Carrier, Reason: u.why}
-		if u.attached && !u.link.Carrier {
+		switch {
+		case u.attached && !u.link.Carrier:
 			h.Reason = "its link is down"
+		case h.Up && f.cut[u.name]:
+			h = team.Health{Reason: "it hears no beacons of the team's other uplinks: the network behind it is cut off"}
 		}
 		out[u.name] = h
 	}

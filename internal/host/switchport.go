@@ -197,12 +197,19 @@ func (f *fabric) unplugAll(ctx context.Context, uid string) error {
 }
 
 func (f *fabric) unplugNow(ctx context.Context, p *nicPort) error {
+	if f.dp == nil {
+		delete(f.ports, p.key())
+		f.book.release(p.key())
+		return f.book.save()
+	}
 	f.count()
-	err := f.dp.Detach(int(p.ifindex))
-	if err != nil {
+	if err := f.dp.Detach(int(p.ifindex)); err != nil {
 		return fmt.Errorf("detach port %s from the switch: %w", p.name, err)
 	}
 	delete(f.ports, p.key())
+	delete(f.granted, p.key())
+	f.macs.Forget(p.key())
+	f.threats.Forget(p.ifindex)
 	f.book.release(p.key())
 	return errors.Join(f.book.save(), ignorePorts(f.rebuild(ctx)))
 }
@@ -227,7 +234,7 @@ func (f *fabric) compilePort(p *nicPort, networks map[string]*v1.Network) compil
 	}
 	return compile.Port{
 		Name: p.name, Ifindex: p.ifindex, Slot: f.book.Slots[p.key()].Slot, MAC: p.mac, Network: p.network, Profile: profile, LinkDown: p.down,
-		Addresses: p.addrs, Bucket: team.Bucket(p.name),
+		Addresses: p.addrs, Bucket: team.Bucket(p.name), Leases: f.leasesOf(p.key()), MACs: f.granted[p.key()],
 	}
 }
 
