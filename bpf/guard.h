@@ -166,7 +166,7 @@ __noinline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct 
 
 	if (!p || !port)
 		return DROP_MALFORMED;
-	reason = parse_network(skb, p);
+	reason = parse_here(skb, p);
 	if (reason)
 		return reason;
 	flags = port->flags;

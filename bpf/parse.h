@@ -29,8 +29,8 @@ static __always_inline __u32 upper_bytes(__u8 family, __u8 l4)
 	return l4 == IPPROTO_TCP ? 20 : l4 == IPPROTO_UDP || l4 == IPPROTO_ICMPV6 ? 8 : 0;
 }
 
-/* parse_upper reads ports or the ICMPv6 type. end is where the IP packet ends in the frame. */
-static __always_inline __u32 parse_upper(struct __sk_buff *skb, struct packet *p, __u32 end)
+/* parse_upper reads ports or the ICMPv6 type. end is where the IP packet ends in the frame; near is where they are, if they are at hand. */
+static __always_inline __u32 parse_upper(struct __sk_buff *skb, struct packet *p, __u32 end, const __be16 *near)
 {
 	__be16 ports[2];
 
@@ -40,12 +40,18 @@ static __always_inline __u32 parse_upper(struct __sk_buff *skb, struct packet *p
 		return DROP_FRAGMENT;
 	if (p->l4 != IPPROTO_TCP && p->l4 != IPPROTO_UDP && p->l4 != IPPROTO_ICMPV6)
 		return DROP_NONE;
-	if (p->l4_offset + 4u > end || bpf_skb_load_bytes(skb, p->l4_offset, ports, sizeof(ports)))
+	if (p->l4_offset + 4u > end)
 		return DROP_NONE;
+	if (near) {
+		ports[0] = near[0];
+		ports[1] = near[1];
+	} else if (bpf_skb_load_bytes(skb, p->l4_offset, ports, sizeof(ports))) {
+		return DROP_NONE;
+	}
 	if (p->l4 == IPPROTO_ICMPV6) {
 		if (p->family != 6)
 			return DROP_NONE;
-		p->icmp = *(__u8 *)ports;
+		p->icmp = bpf_ntohs(ports[0]) >> 8;
 		/* RFC 6980: neighbour discovery and router messages are never fragmented. */
 		return p->fragment && p->icmp >= 133 && p->icmp <= 137 ? DROP_FRAGMENT : DROP_NONE;
 	}
@@ -87,7 +93,7 @@ static __always_inline __u32 parse_ip4(struct __sk_buff *skb, struct packet *p)
 	p->hop_limit = ip->ttl;
 	map_ip4(&p->saddr, ip->saddr);
 	map_ip4(&p->daddr, ip->daddr);
-	return parse_upper(skb, p, end);
+	return parse_upper(skb, p, end, header == sizeof(*ip) && (void *)(ip + 1) + 4 <= data_end ? (__be16 *)(ip + 1) : NULL);
 }
 
 static __always_inline bool is_extension(__u8 next)
@@ -176,19 +182,16 @@ static __always_inline __u32 parse_ip6(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(&p->daddr, &ip->daddr, 16);
 	if (is_extension(p->l4)) {
 		reason = walk_extensions(skb, p, end);
-		if (reason)
-			return reason;
+		return reason ? reason : parse_upper(skb, p, end, NULL);
 	}
-	return parse_upper(skb, p, end);
+	return parse_upper(skb, p, end, (void *)(ip + 1) + 4 <= data_end ? (__be16 *)(ip + 1) : NULL);
 }
 
-/* parse_l3 does the work of parse_network. It is verified once, on its own. */
-__noinline __u32 parse_l3(struct __sk_buff *skb, struct packet *p)
+/* parse_here does the work of parse_network, in line: for the one place that every frame of a guarded port comes by. */
+static __always_inline __u32 parse_here(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 reason = DROP_NONE;
 
-	if (!p)
-		return DROP_MALFORMED;
 	if (p->proto == ETH_P_IP)
 		reason = parse_ip4(skb, p);
 	else if (p->proto == ETH_P_IPV6)
@@ -197,6 +200,12 @@ __noinline __u32 parse_l3(struct __sk_buff *skb, struct packet *p)
 		p->family = 0;
 	p->parsed = reason + 1;
 	return reason;
+}
+
+/* parse_l3 is the same for all other places. It is verified once, on its own. */
+__noinline __u32 parse_l3(struct __sk_buff *skb, struct packet *p)
+{
+	return p ? parse_here(skb, p) : DROP_MALFORMED;
 }
 
 /*
