@@ -588,3 +588,41 @@ func TestTeamsNeedTheirUplinks(t *testing.T) {
 	wants(t, "a team in use", set(team("other", "eth0")), "TEAM_IN_USE", testNetwork)
 	wants(t, "a smaller MTU", set(team("default", "eth1")), "MTU_TOO_LARGE", "1400", "1500")
 }
+
+// A trunk is on every network whose VLAN it carries in its site: others reach it there, and cease to when the VLAN is taken off.
+func TestTrunksAreRegisteredOnTheirNetworks(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "h1")
+	ctx := t.Context()
+	for name, spec := range map[string]*v1.NetworkSpec{
+		"ten": {Physical: &v1.PhysicalSegment{Vlan: 10}}, "twelve": {Physical: &v1.PhysicalSegment{Vlan: 4000, SiteVlans: map[string]int32{testSite: 12}}},
+		"other": {Physical: &v1.PhysicalSegment{Vlan: 10, Team: "lab"}},
+	} {
+		r.network(t, name, spec)
+	}
+	r.profile(t, "router", &v1.PortProfileSpec{Trunk: &v1.Trunk{Vlans: []string{"5-15"}}})
+	vm := r.vm(t, "a", func(vm *v1.VM) { vm.Spec.Nics[0].Profile = "router" })
+	on := func(networks ...string) func(*toldSwitch) bool {
+		return func(x *toldSwitch) bool {
+			var have []string
+			for _, reg := range x.regs {
+				if reg.Mac == vm.Spec.Nics[0].Mac {
+					have = append(have, reg.Network)
+				}
+			}
+			slices.Sort(have)
+			return slices.Equal(have, networks)
+		}
+	}
+	h.until(t, "of the trunk's networks", on(testNetwork, "ten", "twelve"))
+	r.network(t, "eleven", &v1.NetworkSpec{Physical: &v1.PhysicalSegment{Vlan: 11}})
+	h.until(t, "of the trunk on a network that is new", on("eleven", testNetwork, "ten", "twelve"))
+	if _, err := r.networks().Delete(ctx, &v1.DeleteRequest{Name: "eleven"}); err != nil {
+		t.Fatal(err)
+	}
+	h.until(t, "of one network less", on(testNetwork, "ten", "twelve"))
+	if _, err := r.profiles().Update(ctx, &v1.UpdatePortProfileRequest{Profile: &v1.PortProfile{Meta: &v1.Meta{Name: "router"}, Spec: &v1.PortProfileSpec{Trunk: &v1.Trunk{Vlans: []string{"12"}, NoNative: true}}}}); err != nil {
+		t.Fatal(err)
+	}
+	h.until(t, "of the tagged network alone", on("twelve"))
+}

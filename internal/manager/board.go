@@ -39,6 +39,7 @@ type board struct {
 // boardPort is what is remembered of a port.
 type boardPort struct {
 	network, profile string
+	trunk            bool  // it may be on any network
 	chain            int64 // the generation of its profile's chain
 	host             string
 	wants            map[string]*v1.Registration
@@ -199,7 +200,7 @@ func (b *board) vm(e store.Event[*v1.VM]) {
 }
 
 func (b *board) network(e store.Event[*v1.Network]) {
-	b.again(func(p *boardPort) bool { return p.network == e.Name })
+	b.again(func(p *boardPort) bool { return p.network == e.Name || p.trunk })
 }
 
 func (b *board) profileChanged(e store.Event[*v1.PortProfile]) {
@@ -327,7 +328,8 @@ func (b *board) refreshOne(name string, touched map[string]bool) {
 	p.network, p.profile, p.host = nic.Network, profileOf(nic, net), vm.GetStatus().GetOwner()
 	var effective *v1.PortProfileSpec
 	effective, p.chain = profiles{m: b.m}.effective(p.profile)
-	b.want(name, p, b.registrations(name, p, nic, net, effective), touched)
+	p.trunk = len(effective.GetTrunk().GetVlans()) > 0
+	b.want(name, p, b.registrations(name, p, vm.GetStatus().GetSite(), nic, net, effective), touched)
 }
 
 // left is what stays of a port's status when its device is gone.

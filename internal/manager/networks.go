@@ -321,6 +321,9 @@ func (m *Manager) showNetwork(n *v1.Network) {
 	for _, h := range hosts {
 		if offers(h, n) {
 			n.Status.Hosts = append(n.Status.Hosts, h.Meta.Name)
+			if narrow := tooNarrow(h, n.Spec); len(narrow) > 0 {
+				n.Status.Conditions = append(n.Status.Conditions, unconnected(h, n.Spec))
+			}
 		} else if resource.Spans(n.Spec, h.Spec.GetSite()) && h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_JOINING {
 			n.Status.Conditions = append(n.Status.Conditions, unconnected(h, n.Spec))
 		}

@@ -38,6 +38,9 @@ func (m *Manager) reportPorts(host string, reports []*v1.PortReport, full bool) 
 			b.refresh([]string{r.Name}) // the VM is so new that it was not looked at yet
 		}
 		p := b.ports[r.Name]
+		if p == nil {
+			continue // it went at this moment
+		}
 		st := m.portStatus(r.Status, nicOf(vm, part).Mac)
 		if p.status != nil && p.epoch == r.Epoch && sameStatus(p.status, st) {
 			continue
@@ -75,7 +78,11 @@ func (m *Manager) reportPorts(host string, reports []*v1.PortReport, full bool) 
 func (b *board) losers(names []string) map[string]bool {
 	found := map[string]bool{}
 	for _, name := range names {
-		for key := range b.ports[name].wants {
+		p := b.ports[name]
+		if p == nil {
+			continue
+		}
+		for key := range p.wants {
 			if list := b.holders[key]; len(list) > 0 && list[0].port != name && !virtualMAC(list[0].reg.Mac) {
 				found[name] = true
 			}

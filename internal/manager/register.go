@@ -9,29 +9,56 @@ import (
 	"drover/internal/resource"
 )
 
-// registrations are what a port wants to be registered: its own MAC, and those that it was granted, each with its addresses. A VM without a host
-// is nowhere, so nothing of it is registered. The board's lock is held.
-func (b *board) registrations(name string, p *boardPort, nic *v1.NICSpec, net *v1.Network, e *v1.PortProfileSpec) map[string]*v1.Registration {
-	vni := net.GetStatus().GetVni()
-	if p.host == "" || vni == 0 {
+// registrations are what a port wants to be registered: its own MAC, and those that it was granted, each with its addresses; those of a
+// trunk in all networks that it carries. A VM without a host is nowhere, so nothing of it is registered. The board's lock is held.
+func (b *board) registrations(name string, p *boardPort, site string, nic *v1.NICSpec, net *v1.Network, e *v1.PortProfileSpec) map[string]*v1.Registration {
+	if p.host == "" || net == nil {
 		return nil
 	}
 	list := map[string]*v1.Registration{}
-	for i, mac := range append([]string{nic.Mac}, granted(p.status, e)...) {
-		key := registrationKey(vni, mac)
-		if mac == "" || list[key] != nil {
-			continue
-		}
-		reg := &v1.Registration{Port: name, Network: nic.Network, Vni: vni, Mac: mac, Host: p.host, PrivateRole: e.GetPrivateRole(), Community: e.GetCommunity()}
-		if i == 0 {
-			reg.Groups = p.status.GetGroups()
-		}
-		for _, x := range b.bindings(p.status, nic, e) {
-			if x.Mac == mac {
-				reg.Addresses = append(reg.Addresses, x.Address)
+	bound := b.bindings(p.status, nic, e)
+	macs := append([]string{nic.Mac}, granted(p.status, e)...)
+	for _, n := range b.carried(site, net, e) {
+		for i, mac := range macs {
+			vni := n.GetStatus().GetVni()
+			key := registrationKey(vni, mac)
+			if mac == "" || vni == 0 || list[key] != nil {
+				continue
+			}
+			reg := &v1.Registration{Port: name, Network: n.Meta.Name, Vni: vni, Mac: mac, Host: p.host, PrivateRole: e.GetPrivateRole(), Community: e.GetCommunity()}
+			list[key] = reg
+			if n.Meta.Name != net.Meta.Name {
+				continue // addresses and groups are known of the NIC's own network
+			}
+			if i == 0 {
+				reg.Groups = p.status.GetGroups()
+			}
+			for _, x := range bound {
+				if x.Mac == mac {
+					reg.Addresses = append(reg.Addresses, x.Address)
+				}
 			}
 		}
-		list[key] = reg
+	}
+	return list
+}
+
+// carried are the networks that a port is on: the NIC's own, and those that are the VLANs of a trunk in its site, on its own network's team.
+func (b *board) carried(site string, own *v1.Network, e *v1.PortProfileSpec) []*v1.Network {
+	vlans, _ := resource.ParseVLANs(e.GetTrunk().GetVlans()) // was checked when the profile was made
+	if len(vlans) == 0 {
+		return []*v1.Network{own}
+	}
+	var list []*v1.Network
+	if !e.Trunk.NoNative {
+		list = append(list, own)
+	}
+	all, _ := b.m.Networks.cache.List()
+	for _, n := range all {
+		_, has := slices.BinarySearch(vlans, uint16(resource.VLANAt(n.Spec, site)))
+		if has && n.Spec.GetPhysical() != nil && resource.Spans(n.Spec, site) && resource.TeamOf(n.Spec) == resource.TeamOf(own.Spec) && !slices.ContainsFunc(list, func(x *v1.Network) bool { return x.Meta.Name == n.Meta.Name }) {
+			list = append(list, n)
+		}
 	}
 	return list
 }
