@@ -72,7 +72,7 @@ func macText(m table.MAC) string {
 
 // bend makes a frame that somebody could send to get round a rule.
 func (g *generator) bend(b []byte) []byte {
-	switch g.IntN(12) {
+	switch g.IntN(14) {
 	case 0: // cut off
 		b = b[:14+g.IntN(len(b)-13)]
 	case 1: // bytes that are others
@@ -112,6 +112,20 @@ func (g *generator) bend(b []byte) []byte {
 		}
 	case 10: // larger than the MTU
 		b = append(b, make([]byte, 80+g.IntN(1500))...)
+	case 12: // no source address
+		if len(b) >= 54 && b[12] == 0x86 {
+			clear(b[22:38])
+		} else if len(b) >= 34 && b[12] == 8 && b[13] == 0 {
+			clear(b[26:30])
+		}
+	case 13: // a first fragment of IPv6, cut somewhere
+		if len(b) > 54 && b[12] == 0x86 {
+			part := b[54 : 54+g.IntN(min(len(b)-54, 24)+1)]
+			part = append([]byte{b[20], 0, 0, byte(g.IntN(2)), 0, 0, 0, 1}, part...)
+			b = append(append([]byte(nil), b[:54]...), part...)
+			b[20] = 44
+			binary.BigEndian.PutUint16(b[18:], uint16(len(part)))
+		}
 	case 11: // another hop limit
 		if len(b) > 22 {
 			b[21] = byte(g.Uint32())
@@ -162,14 +176,41 @@ func (g *generator) options(b []byte) []byte {
 	}
 	out := append([]byte(nil), b[:54+fixed]...)
 	for range g.IntN(10) {
-		m := pick(g, g.macs)
-		if g.once(2) {
-			m = table.MAC(b[6:12])
+		m := table.MAC(b[6:12])
+		if g.once(8) {
+			m = pick(g, g.macs)
 		}
-		out = append(out, pick(g, []byte{1, 2, 1, 2, 5, 24}), pick(g, []byte{1, 1, 1, 1, 1, 0, 2, 9}))
+		length := byte(1)
+		if g.once(10) {
+			length = pick(g, []byte{0, 2, 9})
+		}
+		out = append(out, pick(g, []byte{1, 2, 5, 24}), length)
 		out = append(out, m[:]...)
 	}
 	binary.BigEndian.PutUint16(out[18:], uint16(len(out)-54))
+	return out
+}
+
+// lease addresses a DHCP server's message to a port, and puts other options before the message's kind.
+func (g *generator) lease(b []byte) []byte {
+	if g.once(8) {
+		return b
+	}
+	m := portMAC(byte(g.IntN(devicePorts)))
+	copy(b[70:], m[:])
+	if g.once(2) {
+		copy(b, m[:])
+	}
+	var before []byte
+	for range g.IntN(18) {
+		before = append(before, pick(g, [][]byte{{0}, {0}, {12, 1, 'x'}, {53, 1, 2}, {12, 0}})...)
+		if len(before) > 2 && before[len(before)-3] == 53 && !g.once(6) {
+			before = before[:len(before)-3]
+		}
+	}
+	out := append(append(append([]byte(nil), b[:282]...), before...), b[282:]...)
+	binary.BigEndian.PutUint16(out[16:], uint16(len(out)-14))
+	binary.BigEndian.PutUint16(out[38:], uint16(len(out)-34))
 	return out
 }
 
@@ -185,10 +226,16 @@ func (g *generator) arrivals(t *table.Tables, n int) []arrival {
 		copies = copies || n.Flags&table.NetworkWatched != 0
 	}
 	for range n {
-		a := arrival{Ifindex: pick(g, g.k.ports)}
+		a := arrival{Ifindex: pick(g, g.k.ports[:devicePorts])}
+		if g.once(40) {
+			a.Ifindex = g.k.ports[devicePorts]
+		}
 		src := pick(g, g.macs)
 		if g.once(4) {
 			a.Uplink, a.Ifindex = true, pick(g, g.k.uplinks)
+			if !g.once(8) {
+				src = g.macs[devicePorts+g.IntN(6)]
+			}
 			if g.once(20) {
 				a.Ifindex = g.k.ports[0]
 			}
@@ -201,7 +248,7 @@ func (g *generator) arrivals(t *table.Tables, n int) []arrival {
 			m := pick(g, g.macs)
 			copy(b, m[:])
 		case 1:
-			b[6] |= byte(g.IntN(2))
+			b[6] |= byte(g.IntN(8) / 7)
 		case 2:
 			if a.Uplink {
 				u := t.Uplinks[a.Ifindex].MAC
@@ -213,11 +260,17 @@ func (g *generator) arrivals(t *table.Tables, n int) []arrival {
 				copy(b[12:], []byte{0x88, 0xb5})
 			}
 		}
+		if len(b) >= 282 && b[12] == 8 && b[23] == 17 && b[42] == 2 {
+			b = g.lease(b)
+		}
+		if len(b) >= 78 && b[12] == 0x86 && b[20] == 58 && b[54] >= 133 && b[54] <= 136 && g.once(3) {
+			b = g.options(b)
+		}
 		if g.once(2) {
 			b = g.bend(b)
 		}
 		tags := 0
-		if p, ok := t.Ports[a.Ifindex]; g.once(8) || (a.Uplink || ok && p.Flags&table.PortTrunk != 0) && g.once(2) {
+		if p, ok := t.Ports[a.Ifindex]; g.once(20) || (a.Uplink || ok && p.Flags&table.PortTrunk != 0) && g.once(2) {
 			tags = 1 + g.IntN(10)/8
 		}
 		for range tags {

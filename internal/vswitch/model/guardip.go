@@ -76,6 +76,12 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 	if p.dport != server {
 		return false, table.DropNone
 	}
+	if p.family == 4 && w.has(table.PortDHCPSnoop) && !w.has(table.PortDHCPServer) && !w.ownRequest() {
+		if w.trace {
+			w.say("guard", false, "a DHCP request for a MAC that it does not come from")
+		}
+		return false, table.DropDHCPClient
+	}
 	if !w.pay(w.slot, bucketDHCP, 1) {
 		if w.trace {
 			w.say("guard", false, "too many DHCP requests (%s)", w.limit(bucketDHCP, "packets"))
@@ -83,6 +89,15 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 		return false, table.DropDHCPRate
 	}
 	return true, table.DropNone
+}
+
+// ownRequest says whether a DHCPv4 client asks for the MAC that it sends from.
+func (w *walk) ownRequest() bool {
+	if len(w.b) < w.p.l4Offset+8+34 {
+		return false
+	}
+	b := w.b[w.p.l4Offset+8:]
+	return b[0] == 1 && b[1] == 1 && b[2] == 6 && table.MAC(b[28:34]) == w.src
 }
 
 // guardICMP6 is the guard of router advertisements, and inspection of neighbour discovery.

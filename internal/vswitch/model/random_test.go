@@ -71,11 +71,14 @@ func (g *generator) port(i int) table.Port {
 	if !g.once(6) {
 		flags &^= table.PortCapture
 	}
+	if g.once(4) {
+		flags |= table.PortStorm | table.PortMeterIn | table.PortMeterOut
+	}
 	if g.once(6) { // the profile "secure"
 		flags |= table.PortIPGuard | table.PortARPGuard | table.PortNDGuard | table.PortDHCPSnoop | table.PortStorm
 		flags &^= table.PortForged | table.PortDHCPServer | table.PortRouter | table.PortVirtualRouter
 	}
-	p := table.Port{Slot: uint32(i + 1), Net: pick(g, []uint32{5, 5, 5, 6, 6, 7, 0}), Flags: flags, Team: 0, MAC: portMAC(byte(i)), PVLAN: pick(g, []table.PVLAN{0, 0, 0, 1, 2, 3}),
+	p := table.Port{Slot: uint32(i + 1), Net: pick(g, []uint32{5, 5, 5, 5, 5, 6, 6, 6, 7, 0}), Flags: flags, Team: 0, MAC: portMAC(byte(i)), PVLAN: pick(g, []table.PVLAN{0, 0, 0, 1, 2, 3}),
 		TeamHash: table.TeamHash(g.IntN(3)), Community: uint16(g.IntN(2)), MTU: pick(g, []uint16{1500, 1500, 1500, 100}), DSCP: pick(g, []uint8{0, 46, 255}), CoS: pick(g, []uint8{0, 5, 255}),
 		IP4Count: uint8(g.IntN(table.InlineIPs + 1)), IP6Count: uint8(g.IntN(table.InlineIPs + 1)), Bucket: uint32(g.IntN(table.TeamBuckets)), Priority: g.Uint32()}
 	if flags&(table.PortMirrorIn|table.PortMirrorOut) != 0 && g.once(2) {
@@ -131,7 +134,7 @@ func (g *generator) tables() *table.Tables {
 				continue
 			}
 			e := table.FDBEntry{Place: table.Place(g.IntN(3) + 1), PVLAN: table.PVLAN(g.IntN(4)), Community: uint16(g.IntN(2))}
-			if m[4] == 0 && m[0] == 0x52 || g.once(6) {
+			if m[4] == 0 && m[0] == 0x52 && !g.once(8) {
 				e.Place = table.PlaceLocal
 			}
 			switch e.Place {
@@ -159,7 +162,7 @@ func (g *generator) tables() *table.Tables {
 		if i == 1 && g.once(3) {
 			continue
 		}
-		t.Uplinks[u] = table.Uplink{Slot: uint32(20 + i), Team: uint32(g.IntN(2)), Flags: table.UplinkFlag(pick(g, []int{0, 0, 1, 1, 2, 3})), MAC: table.MAC{0x52, 0x54, 0, 0, 2, byte(i)}}
+		t.Uplinks[u] = table.Uplink{Slot: uint32(20 + i), Team: uint32(g.IntN(2)), Flags: table.UplinkFlag(pick(g, []int{0, 0, 0, 0, 1, 2, 3})), MAC: table.MAC{0x52, 0x54, 0, 0, 2, byte(i)}}
 	}
 	for _, u := range g.k.uplinks {
 		for _, v := range []uint32{0, 10, 20, 30} {
