@@ -97,7 +97,7 @@ func (b *bench) tunnels(p *pair, h *hostnet.Net, i int) (*drover, error) {
 	}
 	d.in.Host = fmt.Sprintf("h%d", i+1)
 	d.in.Networks = []*v1.Network{{Meta: &v1.Meta{Name: overlaid}, Spec: &v1.NetworkSpec{Overlay: &v1.Overlay{}, Vni: overNet}}}
-	if err := h.EnsureVXLAN(nil, hostnet.VXLAN{Name: "vx0", Mark: mark("vx0"), Local: hostAddress(i)}); err != nil {
+	if err := h.EnsureVXLAN(nil, hostnet.VXLAN{Name: "vx0", Mark: mark("vx0")}); err != nil {
 		return nil, err
 	}
 	ifindex, err := d.attach("vx0", vswitch.KindTunnel)

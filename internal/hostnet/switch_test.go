@@ -59,14 +59,6 @@ func TestVXLAN(t *testing.T) {
 	if s := output(t, n, "ip", "-d", "link", "show", "dvx0"); !strings.Contains(s, "dstport 4790") {
 		t.Errorf("port did not change: %s", s)
 	}
-	must(t, n.EnsureAddress(nil, "lo", netip.MustParsePrefix("10.7.0.1/32")))
-	v.Local = netip.MustParseAddr("10.7.0.1")
-	must(t, n.EnsureVXLAN(&u, v))
-	first, _ = n.Link("dvx0")
-	must(t, n.EnsureVXLAN(&u, v))
-	if l, _ := n.Link("dvx0"); l.Index != first.Index {
-		t.Error("an unchanged device with a local address was remade")
-	}
 	output(t, n, "ip", "link", "add", "other", "type", "vxlan", "id", "7", "dstport", "5000")
 	if err := n.EnsureVXLAN(nil, VXLAN{Name: "other", Mark: testMark}); !errors.Is(err, ErrForeign) {
 		t.Errorf("a foreign VXLAN device: %v, want ErrForeign", err)

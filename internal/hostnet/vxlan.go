@@ -3,7 +3,6 @@ package hostnet
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"unsafe"
 
 	"drover/internal/unwind"
@@ -18,14 +17,15 @@ const VXLANPort = 4789
 // VXLAN is a tunnel device that has no tunnel of its own: who sends by it says for each frame to which host and by which network number, and a program on
 // its ingress reads the same ("external", collect metadata). It learns nothing.
 type VXLAN struct {
-	Name  string
-	Mark  Mark
-	Local netip.Addr // source of its packets; zero: as the route has it
-	Port  int        // 0: VXLANPort
-	MTU   int        // 0: the kernel's choice
+	Name string
+	Mark Mark
+	Port int // 0: VXLANPort
+	MTU  int // 0: the kernel's choice
 }
 
-// EnsureVXLAN makes the device and sets it up. One of ours whose port or local address differs is remade.
+// EnsureVXLAN makes the device and sets it up. One of ours whose port differs is remade.
+// It receives at all addresses of the host. The source of its packets is what the sender of each frame says, or else the route: a local address set on
+// such a device does nothing (tried on Linux 6.18).
 // It takes IPv6 packets without a UDP checksum, and may send such: inner packets have their own, and the network number is checked against
 // the registered hosts (RFC 6935, RFC 6936). For IPv4 the sender of each frame decides.
 func (n *Net) EnsureVXLAN(u *unwind.Stack, v VXLAN) error {
@@ -68,26 +68,15 @@ func (n *Net) EnsureVXLAN(u *unwind.Stack, v VXLAN) error {
 }
 
 func (n *Net) addVXLAN(u *unwind.Stack, v VXLAN) error {
-	l := &netlink.Vxlan{
+	return n.add(u, &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: v.Name, TxQLen: -1},
 		FlowBased: true, Port: v.Port, UDP6ZeroCSumTx: true, UDP6ZeroCSumRx: true,
-	}
-	if v.Local.IsValid() {
-		l.SrcAddr = v.Local.Unmap().AsSlice()
-	}
-	return n.add(u, l, v.Mark)
+	}, v.Mark)
 }
 
 func sameVXLAN(l netlink.Link, v VXLAN) bool {
 	got, ok := l.(*netlink.Vxlan)
-	if !ok || !got.FlowBased || got.Learning || got.Port != v.Port || !got.UDP6ZeroCSumRx {
-		return false
-	}
-	local, _ := netip.AddrFromSlice(got.SrcAddr)
-	if local.IsUnspecified() {
-		local = netip.Addr{}
-	}
-	return local.Unmap() == v.Local.Unmap()
+	return ok && got.FlowBased && !got.Learning && got.Port == v.Port && got.UDP6ZeroCSumRx
 }
 
 // groOn is ETHTOOL_SGRO, linux/ethtool.h: small packets that belong together go up the stack as one.
