@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,6 +157,51 @@ func sendPriority(t *testing.T, n *Net, priority uint32) {
 	}))
 	// The packet waits for ARP at most; an echo after it means that it has left.
 	output(t, n, "ping", "-c1", "-w5", "10.1.0.2")
+}
+
+// On a full uplink a port with a guarantee gets it, and another without takes what is left.
+func TestGuarantee(t *testing.T) {
+	a, b := pair(t)
+	must(t, a.EnsureHTB("up0", HTB{RateBPS: 40e6, Classes: map[uint32]uint64{5: 30e6}}))
+	output(t, a, "ping", "-c1", "-w5", "10.1.0.2")
+	must(t, b.Do(func() error { // somebody listens, so that nothing is refused
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			t.Cleanup(func() { unix.Close(fd) })
+			err = unix.Bind(fd, &unix.SockaddrInet4{Port: 9})
+		}
+		return err
+	}))
+	end := time.Now().Add(2 * time.Second)
+	var sent [2]int
+	var flood sync.WaitGroup
+	for i, priority := range []uint32{HTBPriority(5), HTBPriority(6)} { // 6 has no class
+		flood.Go(func() {
+			err := a.Do(func() error {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				// A short send buffer: the socket waits for its class, and what was sent has left.
+				err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 20000), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, int(priority)))
+				for err == nil && time.Now().Before(end) {
+					if err = unix.Sendto(fd, make([]byte, 1400), 0, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{10, 1, 0, 2}}); err == nil {
+						sent[i]++
+					}
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	flood.Wait()
+	t.Logf("with 30 of 40 Mbit/s guaranteed: %.1f and %.1f Mbit/s", float64(sent[0])*1400*8/2e6, float64(sent[1])*1400*8/2e6)
+	if sent[0] < 2*sent[1] || sent[1] == 0 {
+		t.Errorf("packets with a guarantee %d, without %d: want three times as many, and some", sent[0], sent[1])
+	}
 }
 
 func TestFilters(t *testing.T) {
