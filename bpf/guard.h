@@ -111,8 +111,18 @@ __noinline __u32 guard_foreign(struct __sk_buff *skb, struct packet *p, const st
 	return DROP_NEW_MAC;
 }
 
+/* is_own_request says whether a DHCPv4 client asks for the MAC that it sends from: one that asks for others takes all addresses that a server has. */
+static __always_inline bool is_own_request(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 kind[4], chaddr[6] __attribute__((aligned(4)));
+	__u32 offset = p->l4_offset + 8;
+
+	return !bpf_skb_load_bytes(skb, offset, kind, sizeof(kind)) && !bpf_skb_load_bytes(skb, offset + 28, chaddr, sizeof(chaddr)) && kind[0] == 1 &&
+	       kind[1] == 1 && kind[2] == 6 && same_mac(chaddr, p->src);
+}
+
 /* guard_udp knows the protocols that one talks to everybody with. */
-static __always_inline __u32 guard_udp(const struct packet *p, const struct port *port)
+static __always_inline __u32 guard_udp(struct __sk_buff *skb, const struct packet *p, const struct port *port)
 {
 	__u16 server = p->family == 4 ? 67 : 547, client = p->family == 4 ? 68 : 546;
 	__u32 slot = port->slot;
@@ -121,6 +131,8 @@ static __always_inline __u32 guard_udp(const struct packet *p, const struct port
 	if ((p->sport == server || p->dport == client) && !(port->flags & PORT_DHCP_SERVER))
 		return DROP_DHCP_SERVER;
 	if (p->dport == server) {
+		if (p->family == 4 && (port->flags & (PORT_DHCP_SNOOP | PORT_DHCP_SERVER)) == PORT_DHCP_SNOOP && !is_own_request(skb, p))
+			return DROP_DHCP_CLIENT;
 		m = bpf_map_lookup_elem(&meters, &slot);
 		if (m && !bucket_take(&m->dhcp, 1))
 			return DROP_DHCP_RATE;
@@ -171,7 +183,7 @@ __noinline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct 
 		return reason;
 	flags = port->flags;
 	if (p->l4 == IPPROTO_UDP) {
-		reason = guard_udp(p, port);
+		reason = guard_udp(skb, p, port);
 		if (reason)
 			return reason;
 	} else if (p->icmp >= 133 && p->icmp <= 137) {

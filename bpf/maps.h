@@ -236,6 +236,7 @@ enum reason {
 	DROP_RESERVED_UPLINK = 38,   /* link-local control frames from an uplink: BPDU and such, ignored */
 	DROP_PUNTED = 39,            /* taken by user space: LLDP, CDP, beacons */
 	DROP_ANSWERED = 40,          /* ARP or ND, answered by the switch: no loss, kept out of the drop counters */
+	DROP_DHCP_CLIENT = 41,       /* a DHCP request for a MAC that it does not come from */
 	DROP_REASONS = 64,
 };
 

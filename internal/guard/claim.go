@@ -70,6 +70,8 @@ func (c *claim) text() string {
 		if c.whole {
 			return fmt.Sprintf("sends from the group address %s", macText(c.p.src))
 		}
+	case table.DropDHCPClient:
+		return c.client()
 	case table.DropDHCPRate:
 		return "sends more DHCP requests than it may"
 	case table.DropStormBroadcast:
@@ -163,6 +165,13 @@ func (c *claim) dhcp() string {
 		}
 	}
 	return fmt.Sprintf("%s, from %s", words, c.p.from)
+}
+
+func (c *claim) client() string {
+	if _, _, b, ok := c.p.udp(); ok && len(b) >= 34 {
+		return fmt.Sprintf("asks by DHCP for an address of %s, but sends from %s", c.station(table.MAC(b[28:34])), macText(c.p.src))
+	}
+	return "sends DHCP requests that are cut off"
 }
 
 func (c *claim) ra() string {

@@ -98,6 +98,8 @@ func TestThreatTexts(t *testing.T) {
 		{table.DropNewMAC, inet.Ethernet(mac1, mac2, 0, 0x0800), "wants to use MAC 52:54:00:00:00:02"},
 		{table.DropDHCPServer, offer, "answers DHCP as if it were a server: 10.0.0.66 offers 10.0.0.99"},
 		{table.DropDHCPServer, reply6(mac9, time.Hour, "2001:db8::5"), "answers DHCP as if it were a server, from fe80::99"},
+		{table.DropDHCPClient, udpFrame(everybody, mac1, client4, all4, dhcp4(dhcpv4.MessageTypeDiscover, mac9)), "asks by DHCP for an address of 52:54:00:00:00:09, which belongs to db/net0, but sends from 52:54:00:00:00:01"},
+		{table.DropDHCPClient, udpFrame(everybody, mac1, client4, all4, make([]byte, 20)), "sends DHCP requests that are cut off"},
 		{table.DropRA, ip6Frame("fe80::1", 58, prefix), "advertises itself as a router for 2001:db8:be::/64, from fe80::1"},
 		{table.DropRA, ip6Frame("fe80::1", 58, []byte{134, 0}), "advertises itself as an IPv6 router, from fe80::1"},
 		{table.DropRA, ip6Frame("fe80::1", 58, []byte{137, 0}), "sends ICMPv6 redirects from fe80::1"},

@@ -144,6 +144,14 @@ func guardUDP(src, dst string, sport, dport uint16) []byte {
 	return guardIP(src, dst, layers.IPProtocolUDP, gopacket.Payload(udpBytes(sport, dport, 20)))
 }
 
+// discover is a DHCPv4 client's broadcast for a MAC.
+func discover(src string, mac net.HardwareAddr) []byte {
+	b := udpBytes(68, 67, 240)
+	b[8], b[9], b[10] = 1, 1, 6
+	copy(b[8+28:], mac)
+	return guardIP(src, "255.255.255.255", 17, gopacket.Payload(b))
+}
+
 func udpBytes(sport, dport uint16, body int) []byte {
 	b := make([]byte, 8+body)
 	binary.BigEndian.PutUint16(b, sport)
@@ -280,7 +288,7 @@ func TestGuards(t *testing.T) {
 		{"tcp, inline slot that is not used", secure, guardIP("10.0.0.66", "10.0.0.1", 6, gopacket.Payload(make([]byte, 20))), table.DropSourceIP},
 		{"from 0.0.0.0", secure, guardIP("0.0.0.0", "10.0.0.1", 6, gopacket.Payload(make([]byte, 20))), table.DropSourceIP},
 		{"later fragment from elsewhere", secure, patched(guardUDP("10.0.0.9", "10.0.0.1", 1, 2), 20, 0, 9), table.DropSourceIP},
-		{"later fragment from 0.0.0.0", secure, patched(guardUDP("0.0.0.0", "255.255.255.255", 68, 67), 20, 0, 9), table.DropSourceIP},
+		{"later fragment from 0.0.0.0", secure, patched(discover("0.0.0.0", ownMAC), 20, 0, 9), table.DropSourceIP},
 		{"ip options, not bound", secure | table.PortDHCPServer, optioned("10.0.0.9"), table.DropSourceIP},
 		{"ip options, dhcp server", plain, optioned("10.0.0.5"), table.DropDHCPServer},
 		{"version 5", plain, patched(guardUDP("10.0.0.5", "10.0.0.1", 1, 2), 14, 0x55), table.DropMalformed},
@@ -292,9 +300,16 @@ func TestGuards(t *testing.T) {
 		{"tiny first fragment", plain, patched(guardIP("10.0.0.5", "10.0.0.1", 17, gopacket.Payload{0, 67}), 20, 0x20, 0), table.DropFragment},
 
 		// DHCP.
-		{"discover", secure, guardUDP("0.0.0.0", "255.255.255.255", 68, 67), table.DropNone},
-		{"renewal", secure, guardUDP("10.0.0.6", "10.0.0.1", 68, 67), table.DropNone},
-		{"renewal of another", secure, guardUDP("10.0.0.9", "10.0.0.1", 68, 67), table.DropSourceIP},
+		{"discover", secure, discover("0.0.0.0", ownMAC), table.DropNone},
+		{"renewal", secure, discover("10.0.0.6", ownMAC), table.DropNone},
+		{"renewal of another", secure, discover("10.0.0.9", ownMAC), table.DropSourceIP},
+		{"discover for another mac", secure, discover("0.0.0.0", otherMAC), table.DropDHCPClient},
+		{"discover for another mac, not snooped", plain, discover("0.0.0.0", otherMAC), table.DropNone},
+		{"discover for another mac, of a relay", secure | table.PortDHCPServer, discover("0.0.0.0", otherMAC), table.DropNone},
+		{"discover, hardware type", secure, patched(discover("0.0.0.0", ownMAC), 43, 6), table.DropDHCPClient},
+		{"answer to a server", secure, patched(discover("0.0.0.0", ownMAC), 42, 2), table.DropDHCPClient},
+		{"discover, too short to say for whom", secure, guardIP("0.0.0.0", "255.255.255.255", 17, gopacket.Payload(udpBytes(68, 67, 33))), table.DropDHCPClient},
+		{"discover, first fragment too short to say for whom", secure, patched(guardIP("0.0.0.0", "255.255.255.255", 17, gopacket.Payload(udpBytes(68, 67, 8))), 20, 0x20, 0), table.DropDHCPClient},
 		{"offer", plain, guardUDP("10.0.0.5", "255.255.255.255", 67, 68), table.DropDHCPServer},
 		{"offer from another port", plain, guardUDP("10.0.0.5", "255.255.255.255", 1067, 68), table.DropDHCPServer},
 		{"offer to another port", plain, guardUDP("10.0.0.5", "10.0.0.1", 67, 1068), table.DropDHCPServer},
@@ -428,7 +443,7 @@ func TestDHCPRate(t *testing.T) {
 	g := newGuarded(t)
 	g.set(t, 0, table.Meter{DHCP: table.Bucket{Rate: 4, Burst: 3}})
 	start := time.Now()
-	f := guardUDP("0.0.0.0", "255.255.255.255", 68, 67)
+	f := discover("0.0.0.0", ownMAC)
 	for i := range 3 {
 		if got := g.verdict(t, f); got != table.DropNone {
 			t.Fatalf("request %d: %v", i, got)

@@ -91,7 +91,7 @@ func TestRateOfSegments(t *testing.T) {
 func TestRateUnderContention(t *testing.T) {
 	g := newGuarded(t)
 	f := rawFrame(ownMAC, otherMAC, 0x1234, make([]byte, 86)...)
-	const rate, burst, repeat = 20_000_000, 50_000, 400_000 // bytes: 200,000 frames a second
+	const rate, burst, repeat = 20_000_000, 2_000_000, 400_000 // bytes: 200,000 frames a second
 	g.set(t, table.PortMeterIn, table.Meter{In: table.Bucket{Rate: rate, Burst: burst}})
 	must(t, g.ResetCounters(guardSlot))
 	runners := max(4, 2*runtime.NumCPU())
@@ -116,7 +116,7 @@ func TestRateUnderContention(t *testing.T) {
 	passed := float64(runners*repeat) - float64(dropped)
 	ceiling := (burst+rate*elapsed.Seconds())/float64(len(f)) + float64(runtime.NumCPU())
 	t.Logf("%d runners, %v: %.0f of %d frames passed, at most %.0f may", runners, elapsed, passed, runners*repeat, ceiling)
-	if passed > ceiling || passed < 0.9*ceiling {
+	if passed > ceiling || passed < 0.7*ceiling {
 		t.Errorf("%.0f frames passed, want %.0f or a little less", passed, ceiling)
 	}
 }

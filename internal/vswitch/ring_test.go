@@ -86,9 +86,9 @@ func TestPunts(t *testing.T) {
 		frame []byte
 		kind  table.PuntKind // 0: none
 	}{
-		{"discover", guardUDP("0.0.0.0", "255.255.255.255", 68, 67), table.PuntDHCP},
+		{"discover", discover("0.0.0.0", ownMAC), table.PuntDHCP},
 		{"solicit", guardIP6(ownLinkLocal, "ff02::1:2", 17, 1, udpBytes(546, 547, 4)), table.PuntDHCP},
-		{"discover that is dropped", guardUDP("10.0.0.9", "255.255.255.255", 68, 67), 0},
+		{"discover that is dropped", discover("10.0.0.9", ownMAC), 0},
 		{"report", igmp, table.PuntGroup},
 		{"mld report", guardIP6(ownLinkLocal, "ff02::16", 0, 1, append([]byte{58, 0, 5, 2, 0, 0, 1, 0}, 143, 0, 0, 0, 0, 0, 0, 0)), table.PuntGroup},
 		{"new mac", rawFrame(otherMAC, broadcast, 0x1234, 1), table.PuntNewMAC},

@@ -48,6 +48,7 @@ const (
 	DropReservedUplink  Reason = 38
 	DropPunted          Reason = 39
 	DropAnswered        Reason = 40
+	DropDHCPClient      Reason = 41
 )
 
 // reasons has each reason's name, as counters and events call it, and its words.
@@ -93,6 +94,7 @@ var reasons = [Reasons]struct{ name, text string }{
 	DropReservedUplink:  {"RESERVED_UPLINK", "link-local control frames from an uplink: BPDU and such, ignored"},
 	DropPunted:          {"PUNTED", "taken by user space: LLDP, CDP, beacons"},
 	DropAnswered:        {"ANSWERED", "ARP or ND, answered by the switch: no loss, kept out of the drop counters"},
+	DropDHCPClient:      {"DHCP_CLIENT", "a DHCP request for a MAC that it does not come from"},
 }
 
 // String is the reason's name: SOURCE_MAC.
