@@ -26,6 +26,7 @@ type senses struct {
 	groups    *snoop.Snooper
 	neighbors discovery.Table
 	booted    time.Time // when the clock of the datapath began
+	quiet     map[quietKey]time.Time
 }
 
 // openSenses begins with what the last agent, and the datapath, know.
@@ -96,6 +97,9 @@ func (f *fabric) hear(news func()) {
 }
 
 func (f *fabric) event(e *table.Event) {
+	if f.hushed(e) {
+		return
+	}
 	if t, ok := f.threats.Heard(e, f.clk.Now()); ok {
 		f.threat(t)
 	}
