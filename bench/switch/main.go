@@ -51,7 +51,7 @@ func (o *options) parse() error {
 		return err
 	}
 	if o.quick {
-		o.rounds, o.run = 3, 150*time.Millisecond
+		o.rounds, o.run = 3, 120*time.Millisecond
 	}
 	if o.rounds < 1 || o.run <= 0 {
 		return errors.New("-rounds and -run must be more than 0")

@@ -15,7 +15,6 @@ type number struct {
 	name, unit, better string
 	// goals are what ours (secure) should be at least of a contender's, by contender.
 	goals map[string]float64
-	note  string
 }
 
 // trial is something that is measured of every contender.
@@ -85,13 +84,15 @@ func (b *bench) rows(part string, c trial, got map[string][][]float64) {
 			continue
 		}
 		for _, peer := range []string{bridge, bridgeNoqueue, ovs, direct} {
-			if mid[peer] == nil {
+			// The limit has a column; as a peer it counts only where there is a goal.
+			if _, goal := n.goals[peer]; mid[peer] == nil || peer == direct && !goal {
 				continue
 			}
+			note := fmt.Sprintf("rounds: ours %s, peer's %s", span(got[secure][i]), span(got[peer][i]))
 			r := report.Row{Name: part + ": " + n.name, Unit: n.unit, Ours: *mid[secure], Peer: mid[peer], PeerName: peerNames[peer],
-				Limit: mid[direct], Better: n.better, Note: n.note}
+				Limit: mid[direct], Better: n.better, Note: note}
 			if mid[plain] != nil {
-				r.Note = strings.TrimPrefix(fmt.Sprintf("%s; without guards %v", n.note, report.Round(*mid[plain])), "; ")
+				r.Note = fmt.Sprintf("without guards %v; %s", report.Round(*mid[plain]), note)
 			}
 			if g, ok := n.goals[peer]; ok {
 				want := g * *mid[peer]
@@ -108,6 +109,11 @@ func (b *bench) rows(part string, c trial, got map[string][][]float64) {
 			b.rep.Add(r)
 		}
 	}
+}
+
+// span is the least and the most of the rounds.
+func span(v []float64) string {
+	return fmt.Sprintf("%v to %v", report.Round(slices.Min(v)), report.Round(slices.Max(v)))
 }
 
 var peerNames = map[string]string{
