@@ -87,7 +87,7 @@ __noinline __u32 to_tunnel(struct __sk_buff *skb, struct packet *p, __u32 host, 
 	key.tunnel_id = p->net;
 	key.tunnel_tos = dscp < 64 ? dscp << 2 : 0;
 	if (vtep->family == AF_INET6) {
-		flags = BPF_F_TUNINFO_IPV6;
+		flags |= BPF_F_TUNINFO_IPV6; /* no checksum there either: RFC 6935; the device takes such packets */
 		__builtin_memcpy(key.remote_ipv6, vtep->addr.b, 16);
 	} else {
 		key.remote_ipv4 = bpf_ntohl(*(__be32 *)(vtep->addr.b + 12));

@@ -78,6 +78,27 @@ func TestToUplink(t *testing.T) {
 	}
 }
 
+// TestControlStays wants a spanning tree frame that a port may send to reach other guests here, and no switch.
+func TestControlStays(t *testing.T) {
+	b, up, _ := uplinkBed(t, "ctl", 0)
+	a, c := b.port("a", 1, func(p *table.Port) { p.Flags = table.PortBPDU }), b.port("c", 2, nil)
+	b.want.Members[table.MemberKey{Net: 7, Row: 2}] = table.Member{Target: 3, Place: table.PlaceTunnel}
+	n := b.want.Networks[7]
+	n.Members = 3
+	b.want.Networks[7] = n
+	b.apply()
+	frame := raw(table.MAC{1, 0x80, 0xc2, 0, 0, 0}, mac(1), 60)
+	a.send(frame)
+	c.gets(frame)
+	up.getsNothing()
+	b.refused(c, 2, raw(table.MAC{1, 0x80, 0xc2, 0, 0, 0}, mac(2), 60), table.DropBPDU)
+	got, err := b.d.Counters([]uint32{0, 100})
+	must(t, err)
+	if got[0].OutPackets+got[100].OutPackets != 0 {
+		t.Errorf("it left the host: %+v", got)
+	}
+}
+
 func TestTeamHash(t *testing.T) {
 	b, up, other := uplinkBed(t, "hash", 0)
 	team := table.Team{}
