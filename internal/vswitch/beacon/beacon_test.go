@@ -18,7 +18,7 @@ var (
 )
 
 func TestFrame(t *testing.T) {
-	b := Beacon{Host: host, Team: "default", Uplink: "eth1", Seq: 7}
+	b := Beacon{Host: host, Team: "default", Uplink: "eth1", Seq: 7, Proof: [8]byte{9}}
 	f := b.Encode(src)
 	if got, err := Parse(f); err != nil || got != b {
 		t.Errorf("Parse = %+v, %v; want %+v", got, err, b)
@@ -30,7 +30,7 @@ func TestFrame(t *testing.T) {
 	if want := []string{"03:44:52:4f:56:45", "02:00:00:00:00:07", "0x88b5"}; !reflect.DeepEqual(got[0], want) {
 		t.Errorf("tshark sees %q, want %q", got[0], want)
 	}
-	for _, bad := range [][]byte{nil, f[:30], f[:40], append(append([]byte(nil), f[:38]...), 200), []byte(strings.Repeat("x", 60))} {
+	for _, bad := range [][]byte{nil, f[:30], f[:40], append(append([]byte(nil), f[:46]...), 200), []byte(strings.Repeat("x", 60))} {
 		if _, err := Parse(bad); !errors.Is(err, ErrMalformed) {
 			t.Errorf("% x: %v, want ErrMalformed", bad, err)
 		}
@@ -117,11 +117,15 @@ func TestWhatDoesNotCount(t *testing.T) {
 	for range Lost {
 		b = m.Next()["a"]
 	}
-	other, team, future := b, b, b
+	other, team, future, forged := b, b, b, b
 	other.Host[0]++
 	team.Team = "storage"
 	future.Seq++
-	for name, x := range map[string]Beacon{"another host's": other, "another team's": team, "replayed": old, "not sent yet": future} {
+	forged.Proof[0] ^= 1
+	for _, x := range []*Beacon{&other, &team, &future} {
+		x.Proof = m.proof(*x)
+	}
+	for name, x := range map[string]Beacon{"another host's": other, "another team's": team, "replayed": old, "not sent yet": future, "made up": forged} {
 		m.Heard("c", x, now)
 		if !m.CutOff(now)["c"] {
 			t.Errorf("a beacon that is %s counted", name)
@@ -139,7 +143,7 @@ func TestWhatDoesNotCount(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(Beacon{Host: host, Team: "default", Uplink: "eth1", Seq: 7}.Encode(src))
+	f.Add(Beacon{Host: host, Team: "default", Uplink: "eth1", Seq: 7, Proof: [8]byte{9}}.Encode(src))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		b, err := Parse(frame)
 		if err != nil {

@@ -12,7 +12,7 @@
 // # Invariants
 //
 //   - An uplink is never called cut off unless two others of its team hear each other: of two that don't hear each other nobody knows which one it is.
-//   - A beacon of another host, or of another team, never counts.
+//   - A beacon of another host, of another team, or made up by a guest, never counts.
 //   - Without beacons ever heard nothing is cut off: the physical network may not carry them.
 //
 // # Lock order
