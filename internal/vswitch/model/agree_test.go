@@ -240,7 +240,10 @@ func checkCoverage(t *testing.T, seen map[string]int, done int) {
 		table.DropVTEP:     true, // tunnel_in's: a frame at random cannot have come by a tunnel
 		table.DropRedirect: true, table.DropZone: true, table.DropAnswered: true,
 	}
-	for r := table.DropNone + 1; r <= table.DropAnswered; r++ {
+	for r := table.DropNone + 1; r < table.Reasons; r++ {
+		if _, known := table.ReasonOf(r.String()); !known {
+			continue
+		}
 		if !unreachable[r] && seen[fmt.Sprint(model.Dropped, " ", r)] == 0 {
 			t.Errorf("no frame was dropped as %v: the generator does not reach that rule", r)
 		}
@@ -262,24 +265,26 @@ func FuzzAgreement(f *testing.F) {
 		}
 		f.Add(uint64(i), uint8(i), b)
 	}
+	n, k := openKernel(f)
 	f.Fuzz(func(t *testing.T, seed uint64, port uint8, b []byte) {
 		if len(b) < 14 || len(b) > 2000 {
 			t.Skip()
 		}
-		inKernel(t, func(k *kernel) {
-			g := newGenerator(seed, k)
-			tables := g.tables()
-			a := arrival{Ifindex: k.ports[int(port)%len(k.ports)], Bytes: runnable(b)}
-			if port >= 192 {
-				a.Uplink, a.Ifindex = true, k.uplinks[int(port)%len(k.uplinks)]
-			}
+		g := newGenerator(seed, k)
+		tables := g.tables()
+		a := arrival{Ifindex: k.ports[int(port)%len(k.ports)], Bytes: runnable(b)}
+		if port >= 192 {
+			a.Uplink, a.Ifindex = true, k.uplinks[int(port)%len(k.uplinks)]
+		}
+		err := n.Do(func() error {
 			diff, _, _, err := k.try(tables, []arrival{a})
-			if err != nil {
-				t.Fatal(err)
-			}
 			if diff != "" {
 				t.Error(k.minimise(tables, []arrival{a}, diff))
 			}
+			return err
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	})
 }

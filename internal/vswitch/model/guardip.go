@@ -82,6 +82,14 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 		}
 		return false, table.DropDHCPClient
 	}
+	if p.family == 4 && w.has(table.PortDHCPSnoop) && !w.has(table.PortDHCPServer) {
+		if mac, ok := w.dhcpClient(); !ok || mac != w.src {
+			if w.trace {
+				w.say("guard", false, "a DHCP request for %s: the frame is from %s, and a port asks for itself only", text(mac), text(w.src))
+			}
+			return false, table.DropDHCPClient
+		}
+	}
 	if !w.pay(w.slot, bucketDHCP, 1) {
 		if w.trace {
 			w.say("guard", false, "too many DHCP requests (%s)", w.limit(bucketDHCP, "packets"))
@@ -98,6 +106,16 @@ func (w *walk) ownRequest() bool {
 	}
 	b := w.b[w.p.l4Offset+8:]
 	return b[0] == 1 && b[1] == 1 && b[2] == 6 && table.MAC(b[28:34]) == w.src
+}
+
+// dhcpClient is the MAC that a DHCPv4 request asks for.
+func (w *walk) dhcpClient() (m table.MAC, ok bool) {
+	at := w.p.l4Offset + 8
+	if at+34 > len(w.b) {
+		return m, false
+	}
+	b := w.b[at:]
+	return table.MAC(b[28:34]), b[0] == 1 && b[1] == 1 && b[2] == 6
 }
 
 // guardICMP6 is the guard of router advertisements, and inspection of neighbour discovery.

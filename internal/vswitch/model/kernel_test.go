@@ -47,6 +47,15 @@ func row[T any](v *T) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(v)), u
 // inKernel calls fn with a datapath, on a thread in a namespace of its own.
 func inKernel(t testing.TB, fn func(*kernel)) {
 	t.Helper()
+	n, k := openKernel(t)
+	if err := n.Do(func() error { fn(k); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openKernel makes a datapath that goes with the test. Frames must be run on a thread in its namespace.
+func openKernel(t testing.TB) (*hostnet.Net, *kernel) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it loads programs and makes a network namespace")
 	}
@@ -65,18 +74,12 @@ func inKernel(t testing.TB, fn func(*kernel)) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
-	err = n.Do(func() error {
-		k, err := newKernel()
-		if err != nil {
-			return err
-		}
-		defer k.close()
-		fn(k)
-		return nil
-	})
-	if err != nil {
+	var k *kernel
+	if err := n.Do(func() (err error) { k, err = newKernel(); return err }); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(k.close)
+	return n, k
 }
 
 func newKernel() (*kernel, error) {

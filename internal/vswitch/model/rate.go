@@ -114,7 +114,7 @@ func (w *walk) rates() table.Reason {
 			return reason
 		}
 		if w.trace {
-			w.say("rate", true, "storm control: %s left of %s", word, w.limit(which, "packets"))
+			w.say("rate", true, "storm control: %s within %s", word, w.limit(which, "packets"))
 		}
 	}
 	if flags&table.PortMeterIn != 0 {
