@@ -258,9 +258,10 @@ func expired(x *v1.Binding, now time.Time) bool {
 // refresh works the named ports out anew and tells what has changed. b.mu is held.
 func (b *board) refresh(names []string) {
 	touched, looks := map[string]bool{}, map[string]bool{}
+	inForce := b.inForce()
 	for _, name := range names {
 		looks[name] = true
-		b.refreshOne(name, touched)
+		b.refreshOne(name, inForce, touched)
 	}
 	b.rev++
 	var regs []store.Event[*v1.Registration]
@@ -283,7 +284,7 @@ func (b *board) refresh(names []string) {
 	var views []store.Event[*v1.Port]
 	for _, name := range sorted(looks) {
 		was, had := b.view.Get(name)
-		is := b.show(name)
+		is := b.show(name, inForce)
 		switch {
 		case is == nil && had:
 			views = append(views, store.Event[*v1.Port]{Type: store.Delete, Name: name, Revision: b.rev})
@@ -292,12 +293,40 @@ func (b *board) refresh(names []string) {
 			views = append(views, store.Event[*v1.Port]{Type: store.Put, Name: name, Object: is, Revision: b.rev})
 		}
 	}
-	b.regs.Feed(regs)
-	b.view.Feed(views)
+	feed(b.regs, regs, b.rev)
+	feed(b.view, views, b.rev)
+}
+
+// feed gives changes to a cache, and to an empty one as its first state, which it sorts once and not at each.
+func feed[T proto.Message](c *store.Cache[T], events []store.Event[T], rev int64) {
+	if c.Len() == 0 && len(events) > 0 {
+		events = append([]store.Event[T]{{Type: store.Reset, Revision: rev}}, events...)
+		events = append(events, store.Event[T]{Type: store.Synced, Revision: rev})
+	}
+	c.Feed(events)
+}
+
+// force is a profile with what it inherits.
+type force struct {
+	effective  *v1.PortProfileSpec
+	generation int64
+}
+
+// inForce works profiles out once for many ports.
+func (b *board) inForce() func(profile string) force {
+	known := map[string]force{}
+	return func(name string) force {
+		x, ok := known[name]
+		if !ok {
+			x.effective, x.generation = profiles{m: b.m}.effective(name)
+			known[name] = x
+		}
+		return x
+	}
 }
 
 // refreshOne works out what a port wants to be registered, and notes which registrations that touches. b.mu is held.
-func (b *board) refreshOne(name string, touched map[string]bool) {
+func (b *board) refreshOne(name string, inForce func(string) force, touched map[string]bool) {
 	vmName, part, _ := resource.Part(name)
 	vm, _ := b.m.VMs.cache.Get(vmName)
 	nic := nicOf(vm, part)
@@ -326,10 +355,9 @@ func (b *board) refreshOne(name string, touched map[string]bool) {
 	}
 	net, _ := b.m.Networks.cache.Get(nic.Network)
 	p.network, p.profile, p.host = nic.Network, profileOf(nic, net), vm.GetStatus().GetOwner()
-	var effective *v1.PortProfileSpec
-	effective, p.chain = profiles{m: b.m}.effective(p.profile)
-	p.trunk = len(effective.GetTrunk().GetVlans()) > 0
-	b.want(name, p, b.registrations(name, p, vm.GetStatus().GetSite(), nic, net, effective), touched)
+	x := inForce(p.profile)
+	p.chain, p.trunk = x.generation, len(x.effective.GetTrunk().GetVlans()) > 0
+	b.want(name, p, b.registrations(name, p, vm.GetStatus().GetSite(), nic, net, x.effective), touched)
 }
 
 // left is what stays of a port's status when its device is gone.

@@ -181,7 +181,7 @@ func TestRegistrationsAreQuick(t *testing.T) {
 	}
 	first := slices.Min(x.took)
 	x.mu.Unlock()
-	if first > time.Second {
+	if first > slack*time.Second {
 		t.Errorf("the first batch took %v", first)
 	}
 	var took []time.Duration
@@ -192,7 +192,7 @@ func TestRegistrationsAreQuick(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("first batch of %d: %v; a change to %d hosts: %v, at most %v", vms, first, hosts, took[len(took)/2], took[len(took)-1])
-	if took[len(took)/2] > 100*time.Millisecond {
+	if took[len(took)/2] > slack*100*time.Millisecond {
 		t.Errorf("a change took %v", took[len(took)/2])
 	}
 	if x.largest != vms {
@@ -210,7 +210,7 @@ func TestRegistrationsAreQuick(t *testing.T) {
 	if _, err := w.m.UpdateNetwork(t.Context(), &v1.Network{Meta: &v1.Meta{Name: "net1"}, Spec: &v1.NetworkSpec{Profile: "p"}}, nil, false); err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	for left := vms; left > 0; {
 		events, err := views.Next(ctx)

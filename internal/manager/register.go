@@ -123,7 +123,7 @@ func virtualMAC(mac string) bool {
 }
 
 // show is a port as callers see it; nil if there is none. The board's lock is held.
-func (b *board) show(name string) *v1.Port {
+func (b *board) show(name string, inForce func(string) force) *v1.Port {
 	p := b.ports[name]
 	vmName, part, _ := resource.Part(name)
 	vm, _ := b.m.VMs.cache.Get(vmName)
@@ -131,7 +131,7 @@ func (b *board) show(name string) *v1.Port {
 	if p == nil || nic == nil {
 		return nil
 	}
-	e, _ := profiles{m: b.m}.effective(p.profile)
+	e := inForce(p.profile).effective
 	meta := partMeta(vm, part)
 	meta.UpdateTime, meta.Generation = p.status.GetUpdateTime(), 0
 	st := clone(p.status)

@@ -16,7 +16,7 @@ func NewMemory[T proto.Message](ring int, rev int64) *Cache[T] {
 	return c
 }
 
-// Feed takes in a batch of Put and Delete events, in order. Revisions must grow from batch to batch; objects are shared from then on.
+// Feed takes in a batch of Put and Delete events, in order, or a whole new state: Reset, Puts, Synced. Revisions must grow from batch to batch; objects are shared from then on.
 func (c *Cache[T]) Feed(batch []Event[T]) {
 	if len(batch) > 0 {
 		c.apply(batch)
