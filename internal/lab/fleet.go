@@ -39,9 +39,6 @@ type Fleet struct {
 // NetworkName is the network that VMs of all sites are on. Sites are routed: it is one segment in each.
 const NetworkName = "lan"
 
-// guestUplink is the NIC of each host that the network leaves by.
-const guestUplink = "up0"
-
 const (
 	fleetFile     = "fleet.json"
 	managerPort   = "7443"

@@ -154,7 +154,10 @@ func (f *Fleet) startHost(ctx context.Context, name string, probed *accel.Result
 		return err
 	}
 	args := []string{"host", "--manager", net.JoinHostPort(m.Address.Addr().String(), managerPort), "--state", state, "--run", run,
-		"--listen", net.JoinHostPort(n.Address.Addr().String(), agentPort), "--uplink", guestUplink}
+		"--listen", net.JoinHostPort(n.Address.Addr().String(), agentPort)}
+	for _, u := range n.Uplinks {
+		args = append(args, "--uplink", u)
+	}
 	for _, store := range slices.Sorted(maps.Keys(f.cfg.Datastores[name])) {
 		args = append(args, "--datastore", store+"="+f.cfg.Datastores[name][store])
 	}

@@ -124,11 +124,11 @@ func (r *rig) dropped(port, reason string, atLeast uint64) {
 	})
 }
 
-// told waits for an event on a VM whose words match.
-func (r *rig) told(vm string, want ...string) {
+// told waits for an event on a port whose words match.
+func (r *rig) told(port string, want ...string) {
 	r.t.Helper()
 	r.eventually(func() error {
-		list, err := r.API.Event.List(r.ctx, &v1.ListEventsRequest{Kind: "vm", Name: vm})
+		list, err := r.API.Event.List(r.ctx, &v1.ListEventsRequest{Kind: "port", Name: port})
 		if err != nil {
 			return err
 		}
@@ -146,7 +146,7 @@ func (r *rig) told(vm string, want ...string) {
 				return nil
 			}
 		}
-		return fmt.Errorf("no event of VM %s says %q: %s", vm, want, strings.Join(all, "\n"))
+		return fmt.Errorf("no event of port %s says %q: %s", port, want, strings.Join(all, "\n"))
 	})
 }
 
@@ -208,7 +208,7 @@ func TestSwitch(t *testing.T) {
 		if after := cli(t, "--socket", r.Socket(), "switch", "table", "east-1", "-o", "json"); after != before {
 			t.Errorf("the table changed:\n%s\nwas\n%s", after, before)
 		}
-		r.told("evil", "SOURCE_MAC")
+		r.told("evil/eth0", "SOURCE_MAC")
 	})
 
 	t.Run("ARP spoofing", func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestSwitch(t *testing.T) {
 		reply := compact(macs["b"]) + compact(macs["evil"]) + "0806" + "0001080006040002" + compact(macs["evil"]) + "c0000201" + compact(macs["b"]) + "c0000202"
 		inside[struct{ Sent int }](r, "evil", "/frame/send?count=20&hex="+reply+strings.Repeat("00", 18))
 		r.dropped("evil/eth0", "ARP", 20)
-		r.told("evil", "ARP", "192.0.2.1", "a/eth0")
+		r.told("evil/eth0", "ARP", "192.0.2.1", "a/eth0")
 		r.reaches("b", "192.0.2.1")
 		if table := r.exec("b", busybox, "cat", "/proc/net/arp"); !strings.Contains(table, macs["a"]) || strings.Contains(table, macs["evil"]) {
 			t.Errorf("b's neighbours: %s", table)
