@@ -68,7 +68,8 @@ func Parse(frame []byte) (Beacon, error) {
 		if len(rest) < 1 || len(rest) < 1+int(rest[0]) {
 			return Beacon{}, fmt.Errorf("%w: a name is cut", ErrMalformed)
 		}
-		*s, rest = string(rest[1:1+rest[0]]), rest[1+int(rest[0]):]
+		end := 1 + int(rest[0])
+		*s, rest = string(rest[1:end]), rest[end:]
 	}
 	return b, nil
 }

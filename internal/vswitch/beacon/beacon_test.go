@@ -144,6 +144,7 @@ func TestWhatDoesNotCount(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(Beacon{Host: host, Team: "default", Uplink: "eth1", Seq: 7, Proof: [8]byte{9}}.Encode(src))
+	f.Add(Beacon{Team: strings.Repeat("t", 255), Uplink: strings.Repeat("u", 255)}.Encode(src))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		b, err := Parse(frame)
 		if err != nil {
