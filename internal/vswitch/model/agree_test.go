@@ -105,7 +105,7 @@ func left(t *table.Tables, arrivals []arrival, results []model.Result) state {
 			s.punts = append(s.punts, fmt.Sprintf("kind %d from %d to %d in %d", p.Kind, arrivals[i].Ifindex, p.ToIfindex, r.Net))
 		}
 		for _, c := range r.Captures {
-			s.captures = append(s.captures, fmt.Sprintf("point %d of %d %v", c.Point, c.Ifindex, c.Reason))
+			s.captures = append(s.captures, fmt.Sprintf("point %d of %d %v vid %#x", c.Point, c.Ifindex, c.Reason, c.VID))
 		}
 	}
 	return s
@@ -130,7 +130,7 @@ func (k *kernel) observed() (state, error) {
 	})
 	k.drain("captures", func(b []byte) {
 		c := (*table.Capture)(unsafe.Pointer(&b[0]))
-		s.captures = append(s.captures, fmt.Sprintf("point %d of %d %v", c.Point, c.Ifindex, c.Reason))
+		s.captures = append(s.captures, fmt.Sprintf("point %d of %d %v vid %#x", c.Point, c.Ifindex, c.Reason, c.VID))
 	})
 	return s, err
 }

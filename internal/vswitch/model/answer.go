@@ -27,7 +27,7 @@ func (w *walk) answered() bool {
 	w.result.Verdict, w.result.Mark = Answered, table.Mark
 	w.count(w.slot, true, len(b))
 	if w.captured {
-		w.capture(w.ifindex, table.CaptureToGuest, table.DropNone)
+		w.capture(w.ifindex, table.CaptureToGuest, table.DropNone, w.tag.word())
 	}
 	w.result.Outputs = append(w.result.Outputs, Output{Ifindex: w.ifindex, Place: table.PlaceLocal, Tagged: w.tag.proto != 0, VID: w.tag.vid, Bytes: b})
 	if w.trace {

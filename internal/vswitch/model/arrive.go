@@ -46,7 +46,7 @@ func (w *walk) fromUplink(uplink *table.Uplink) table.Reason {
 		return r
 	}
 	if w.captured {
-		w.capture(w.ifindex, table.CaptureFromGuest, table.DropNone)
+		w.capture(w.ifindex, table.CaptureFromGuest, table.DropNone, w.tag.beside())
 	}
 	shared := uplink.Flags&table.UplinkShared != 0
 	if shared && w.dst == uplink.MAC {

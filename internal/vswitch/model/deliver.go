@@ -43,12 +43,12 @@ func (w *walk) admit(stage string, ifindex uint32, to *table.Port) table.Reason 
 }
 
 // handOver is what comes between the policy and the redirect.
-func (w *walk) handOver(ifindex uint32, to *table.Port) {
+func (w *walk) handOver(ifindex uint32, to *table.Port, vid uint16) {
 	if to.Flags&table.PortDHCPSnoop != 0 && (w.origin != fromPort || w.has(table.PortDHCPServer)) {
 		w.noteLease(ifindex, to)
 	}
 	if to.Flags&table.PortCapture != 0 || to.Flags&table.PortMirrorOut != 0 && to.MirrorIfindex == 0 {
-		w.capture(ifindex, table.CaptureToGuest, table.DropNone)
+		w.capture(ifindex, table.CaptureToGuest, table.DropNone, pushedWord(vid))
 	}
 	if to.Flags&table.PortMirrorOut != 0 && to.MirrorIfindex != 0 {
 		w.mirror(to.MirrorIfindex, table.CaptureToGuest)
@@ -60,7 +60,7 @@ func (w *walk) handOver(ifindex uint32, to *table.Port) {
 // mirror sends a copy to a port that watches another: no policy but that it is up.
 func (w *walk) mirror(to uint32, at table.CapturePoint) {
 	if to == 0 {
-		w.capture(w.ifindex, at, table.DropNone)
+		w.capture(w.ifindex, at, table.DropNone, w.tag.word())
 		return
 	}
 	port, ok := w.m.t.Ports[to]
@@ -69,7 +69,7 @@ func (w *walk) mirror(to uint32, at table.CapturePoint) {
 	}
 	w.count(port.Slot, true, len(w.b))
 	if port.Flags&table.PortCapture != 0 {
-		w.capture(to, table.CaptureToGuest, table.DropNone)
+		w.capture(to, table.CaptureToGuest, table.DropNone, 0)
 	}
 	w.result.Mark = table.Mark
 	w.result.Outputs = append(w.result.Outputs, Output{Ifindex: to, Place: table.PlaceLocal, Copy: true, Mirror: true, Bytes: w.b})
@@ -90,7 +90,7 @@ func (w *walk) deliver(ifindex uint32, vid uint16) table.Reason {
 	if r := w.admit("deliver", ifindex, &to); r != table.DropNone {
 		return r
 	}
-	w.handOver(ifindex, &to)
+	w.handOver(ifindex, &to, vid)
 	if to.Flags&table.PortPeer != 0 {
 		w.result.Mark = 0
 	}
@@ -210,7 +210,7 @@ func (w *walk) toUplink(isCopy bool) table.Reason {
 	}
 	w.count(uplink.Slot, true, len(w.b))
 	if uplink.Flags&table.UplinkCapture != 0 {
-		w.capture(device, table.CaptureToGuest, table.DropNone)
+		w.capture(device, table.CaptureToGuest, table.DropNone, pushedWord(vid))
 	}
 	w.result.Mark = 0
 	o := Output{Ifindex: device, Place: table.PlaceUplink, Tagged: vid != 0, VID: vid, Copy: isCopy}

@@ -14,6 +14,14 @@ const (
 	floodWatchers             // promiscuous members of this host
 )
 
+// pushedWord is a tag that is pushed, as records of the rings have it.
+func pushedWord(vid uint16) uint16 {
+	if vid == 0 {
+		return 0
+	}
+	return vidWord(vid)
+}
+
 func tagWords(vid uint16) string {
 	if vid == 0 {
 		return ""
@@ -89,7 +97,7 @@ func (w *walk) flood(mode floodMode, skip, team uint32) table.Reason {
 			if w.admit("flood", m.Target, &to) != table.DropNone {
 				continue
 			}
-			w.handOver(m.Target, &to)
+			w.handOver(m.Target, &to, m.VID)
 			w.output(Output{Ifindex: m.Target, Place: table.PlaceLocal, Tagged: m.VID != 0, VID: m.VID, Copy: true})
 			sent++
 			if w.trace {

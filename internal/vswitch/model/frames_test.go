@@ -126,9 +126,9 @@ func (g *generator) bend(b []byte) []byte {
 			b[20] = 44
 			binary.BigEndian.PutUint16(b[18:], uint16(len(part)))
 		}
-	case 11: // another hop limit
+	case 11: // another hop limit, another class
 		if len(b) > 22 {
-			b[21] = byte(g.Uint32())
+			b[15], b[21] = byte(g.Uint32()), byte(g.Uint32())
 		}
 	}
 	return b

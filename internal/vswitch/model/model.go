@@ -140,6 +140,7 @@ type Capture struct {
 	Ifindex uint32
 	Point   table.CapturePoint
 	Reason  table.Reason
+	VID     uint16 // as in table.Capture
 }
 
 // Punt is a copy for user space.
@@ -239,7 +240,7 @@ func (w *walk) drop(r table.Reason) {
 	w.result.Verdict, w.result.Reason = Dropped, r
 	w.result.Drops = append(w.result.Drops, Drop{w.slot, r, len(w.b)})
 	if w.captured {
-		w.capture(w.ifindex, table.CaptureDropped, r)
+		w.capture(w.ifindex, table.CaptureDropped, r, w.tag.word())
 	}
 }
 
@@ -247,8 +248,8 @@ func (w *walk) count(slot uint32, out bool, bytes int) {
 	w.result.Counts = append(w.result.Counts, Count{slot, out, bytes})
 }
 
-func (w *walk) capture(ifindex uint32, at table.CapturePoint, r table.Reason) {
-	w.result.Captures = append(w.result.Captures, Capture{ifindex, at, r})
+func (w *walk) capture(ifindex uint32, at table.CapturePoint, r table.Reason, vid uint16) {
+	w.result.Captures = append(w.result.Captures, Capture{ifindex, at, r, vid})
 }
 
 func (w *walk) punt(kind table.PuntKind, to uint32) {

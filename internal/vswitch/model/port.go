@@ -43,7 +43,7 @@ func (w *walk) fromPort() table.Reason {
 		return r
 	}
 	if w.captured {
-		w.capture(w.ifindex, table.CaptureFromGuest, table.DropNone)
+		w.capture(w.ifindex, table.CaptureFromGuest, table.DropNone, w.tag.beside())
 	}
 	if r := w.portNetwork(); r != table.DropNone {
 		return r

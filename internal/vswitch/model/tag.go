@@ -18,6 +18,26 @@ type tag struct {
 	twice   bool // a tag behind the tag
 }
 
+// word is a tag as records of the rings have it.
+func (t tag) word() uint16 {
+	if t.proto == 0 {
+		return 0
+	}
+	return vidWord(t.vid)
+}
+
+func vidWord(vid uint16) uint16 {
+	return 0x1000 | vid
+}
+
+// beside is the tag for captures of the frame as it came in: it is told only when the bytes don't have it.
+func (t tag) beside() uint16 {
+	if t.inFrame {
+		return 0
+	}
+	return t.word()
+}
+
 // ethernet reads the addresses, the EtherType and the tag.
 func (w *walk) ethernet() table.Reason {
 	if len(w.b) < etherLen {
