@@ -11,6 +11,9 @@
 // to do: CPU time is the whole machine's (/proc/stat: user, system, soft and hard interrupts of all processors), since what a switch costs is spent in soft
 // interrupts on behalf of whoever runs, and for Open vSwitch in another process.
 //
+// "CPU of the sender" is what that thread alone spent: a frame goes through a switch in the kernel on its sender's time, up to the receiver's queue. Where the
+// machine does have something else to do, these are the numbers to trust.
+//
 // Loads are threads of this program that make system calls without the Go scheduler between, each on a processor of its own: senders on the first,
 // receivers on the second. Round trips have both ends on one processor, so that no wake-up of a sleeping processor is in them. Guests on TAPs are threads
 // that read and write frames with a virtio header, as QEMU's do; the reading one looks for 20 µs before it sleeps, as vhost does.

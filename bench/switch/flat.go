@@ -107,7 +107,7 @@ func (b *bench) flat() (err error) {
 		}
 		all = append(all, l)
 	}
-	got := make([][]float64, len(all))
+	got, cpu := make([][]float64, len(all)), make([][]float64, len(all))
 	order := make([]int, len(all))
 	for i := range order {
 		order[i] = i
@@ -123,16 +123,18 @@ func (b *bench) flat() (err error) {
 				return err
 			}
 			if round > 0 {
-				got[i] = append(got[i], v[0])
+				got[i], cpu[i] = append(got[i], v[0]), append(cpu[i], v[2])
 			}
 		}
 	}
-	base := report.Median(got[0])
+	base, baseCPU := report.Median(got[0]), report.Median(cpu[0])
 	var said []string
 	for i, l := range all {
-		m := report.Median(got[i])
-		said = append(said, fmt.Sprintf("%d ports and %d registrations %.4g", l.ports, l.others, m))
+		m, ns := report.Median(got[i]), report.Median(cpu[i])
+		said = append(said, fmt.Sprintf("%d ports and %d registrations %.4g (%.4g ns of CPU each)", l.ports, l.others, m, ns))
 		if i > 0 {
+			b.rep.Add(report.Row{Name: fmt.Sprintf("CPU of the sender for each of 60 bytes with %d ports and %d registrations", l.ports, l.others), Unit: "ns", Ours: ns,
+				Peer: report.Ptr(baseCPU), PeerName: "the same with 2 and 100", Better: report.Less, Goal: report.Ptr(report.Round(1.05 * baseCPU)), Met: report.Ptr(ns <= 1.05*baseCPU)})
 			b.rep.Add(report.Row{Name: fmt.Sprintf("60-byte frames with %d ports and %d registrations", l.ports, l.others), Unit: "thousand/s", Ours: m,
 				Peer: report.Ptr(base), PeerName: "the same with 2 and 100", Better: report.More, Goal: report.Ptr(report.Round(0.95 * base)), Met: report.Ptr(m >= 0.95*base)})
 		}

@@ -140,6 +140,13 @@ func rawAddr(a netip.Addr, port uint16) *unix.RawSockaddrInet4 {
 	return r
 }
 
+// threadTime is the processor time of the calling thread.
+func threadTime() (time.Duration, error) {
+	var ts unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	return time.Duration(ts.Nano()), err
+}
+
 // busy is the processor time that the whole machine has spent, in seconds.
 func busy() (float64, error) {
 	b, err := os.ReadFile("/proc/stat")

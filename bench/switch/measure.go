@@ -71,6 +71,9 @@ func (b *bench) compare(part string, pairs []*pair, cases []trial) error {
 // rows adds a row for each number and peer.
 func (b *bench) rows(part string, c trial, got map[string][][]float64) {
 	for i, n := range c.numbers {
+		if n.name == "" {
+			continue // of no interest here
+		}
 		mid := map[string]*float64{}
 		var said []string
 		for _, kind := range []string{direct, bridge, bridgeNoqueue, ovs, plain, secure} {

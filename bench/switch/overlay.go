@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/bench/report"
@@ -116,12 +115,15 @@ func (b *bench) overlay() (err error) {
 		return number{name: name, unit: unit, better: report.More, goals: goal}
 	}
 	less := func(name, unit string) number { return number{name: name, unit: unit, better: report.Less} }
+	lessBy := func(name, unit string) number {
+		return number{name: name, unit: unit, better: report.Less, goals: goal}
+	}
 	return b.compare("overlay", pairs, []trial{
 		{"TCP 1 stream", []number{more("TCP, 1 stream", "Gbit/s"), less("CPU for a Gbit of TCP, 1 stream", "ms")}, stream(1), nil},
 		{"TCP 8 streams", []number{more("TCP, 8 streams", "Gbit/s"), less("CPU for a Gbit of TCP, 8 streams", "ms")}, stream(8), nil},
 		{"TCP MTU", []number{more("TCP, MTU-size frames", "Gbit/s"), less("CPU for a Gbit of MTU-size frames", "ms")}, uncut, nil},
-		{"UDP", []number{more("UDP, 64-byte frames", "thousand/s")}, func(p *pair, d time.Duration) ([]float64, error) { return p.packets(d) }, nil},
+		{"UDP", []number{more("UDP, 64-byte frames", "thousand/s"), lessBy("CPU of the sender for each 64-byte frame", "ns")}, (*pair).packets, nil},
 		{"round trip", []number{less("round trip, p50", "µs"), less("round trip, p99", "µs")}, (*pair).roundTrip, nil},
-		{"connections", []number{more("TCP connections", "thousand/s")}, (*pair).connections, nil},
+		{"connections", []number{more("TCP connections", "thousand/s"), lessBy("CPU of both ends for a connection", "µs")}, (*pair).connections, nil},
 	})
 }

@@ -41,6 +41,7 @@ func (b *bench) veth() (err error) {
 		}, uncut, nil},
 		{"UDP", []number{
 			{name: "UDP, 64-byte frames", unit: "thousand/s", better: report.More, goals: map[string]float64{bridge: 1.15, direct: 0.9, ovs: 2}},
+			{name: "CPU of the sender for each 64-byte frame", unit: "ns", better: report.Less, goals: map[string]float64{bridge: 1.15, direct: 0.9}},
 		}, (*pair).packets, nil},
 		{"round trip", []number{
 			{name: "round trip, p50", unit: "µs", better: report.Less, goals: map[string]float64{bridge: 1, ovs: 2}},
@@ -48,6 +49,7 @@ func (b *bench) veth() (err error) {
 		}, (*pair).roundTrip, nil},
 		{"connections", []number{
 			{name: "TCP connections", unit: "thousand/s", better: report.More, goals: map[string]float64{bridge: 1.15, direct: 0.9, ovs: 2}},
+			{name: "CPU of both ends for a connection", unit: "µs", better: report.Less, goals: map[string]float64{bridge: 1.15, direct: 0.9}},
 		}, (*pair).connections, nil},
 	})
 }
@@ -64,12 +66,16 @@ func (b *bench) tap() (err error) {
 	packets := number{unit: "thousand/s", better: report.More, goals: map[string]float64{bridge: 1.4, ovs: 2}}
 	small, full := packets, packets
 	small.name, full.name = "60-byte frames", "1,502-byte frames"
+	cpu := func(what string, goal float64) number {
+		return number{name: "CPU of the sender for each of " + what, unit: "ns", better: report.Less, goals: map[string]float64{bridge: goal}}
+	}
 	return b.compare("TAP to TAP", pairs, []trial{
-		{"60 bytes", []number{small}, of(func(from, to end) []byte { return udpFrame(from, to, 60) }), nil},
-		{"1,502 bytes", []number{full}, of(func(from, to end) []byte { return udpFrame(from, to, 1502) }), nil},
+		{"60 bytes", []number{small, {}, cpu("60 bytes", 1.4)}, of(func(from, to end) []byte { return udpFrame(from, to, 60) }), nil},
+		{"1,502 bytes", []number{full, {}, cpu("1,502 bytes", 1.4)}, of(func(from, to end) []byte { return udpFrame(from, to, 1502) }), nil},
 		{"64 KB", []number{
 			{name: "64 KB frames, uncut", unit: "thousand/s", better: report.More, goals: map[string]float64{bridge: 1, ovs: 2}},
 			{name: "64 KB frames, uncut", unit: "Gbit/s", better: report.More},
+			cpu("64 KB", 1),
 		}, of(func(from, to end) []byte { return gsoFrame(from, to, 1448) }), nil},
 	})
 }

@@ -148,7 +148,7 @@ func (p *pair) datagrams() (from, to int, err error) {
 // smallPayload makes frames of 64 bytes with their checksum: 14 + 20 + 8 + 18 + 4.
 const smallPayload = 18
 
-// packets measures small UDP packets that arrive, thousands a second.
+// packets measures small UDP packets that arrive, thousands a second, and processor time of the sender for each that it sent, in ns: see frames.
 func (p *pair) packets(d time.Duration) ([]float64, error) {
 	from, to, err := p.datagrams()
 	if err != nil {
@@ -156,16 +156,27 @@ func (p *pair) packets(d time.Duration) ([]float64, error) {
 	}
 	defer closeAll([]int{from, to})
 	var c crew
-	var received int
+	var received, sent int
+	var spent time.Duration
 	began := time.Now()
 	c.start(p.a.net, cpuSend, func() error {
 		b := newBatch(32, smallPayload)
+		before, err := threadTime()
+		if err != nil {
+			return err
+		}
 		for time.Since(began) < d {
-			if _, e := b.send(from); e != 0 && !again(e) {
+			n, e := b.send(from)
+			if e != 0 && !again(e) {
 				return fmt.Errorf("send by %s: %w", p.kind, e)
 			}
+			if e == 0 {
+				sent += n
+			}
 		}
-		return nil
+		after, err := threadTime()
+		spent = after - before
+		return err
 	})
 	c.start(p.b.net, cpuReceive, func() error {
 		b := newBatch(64, 64)
@@ -180,8 +191,10 @@ func (p *pair) packets(d time.Duration) ([]float64, error) {
 		}
 		return nil
 	})
-	err = c.wait()
-	return []float64{float64(received) / d.Seconds() / 1000}, err
+	if err := c.wait(); err != nil {
+		return nil, err
+	}
+	return p.withTime(float64(received)/d.Seconds()/1000, float64(spent), sent), nil
 }
 
 // roundTrip measures a small question and its answer: median and 99th of a hundred, in µs.
@@ -234,7 +247,15 @@ func (p *pair) roundTrip(d time.Duration) ([]float64, error) {
 	return []float64{took[len(took)/2], took[len(took)*99/100]}, nil
 }
 
-// connections measures short TCP connections (one byte each way), thousands a second.
+// withTime adds processor time for each of n, unless the switch spends it elsewhere.
+func (p *pair) withTime(rate, spent float64, n int) []float64 {
+	if p.kind == ovs || n == 0 {
+		return []float64{rate}
+	}
+	return []float64{rate, spent / float64(n)}
+}
+
+// connections measures short TCP connections (one byte each way), thousands a second, and processor time of both ends for each, in µs.
 func (p *pair) connections(d time.Duration) ([]float64, error) {
 	const threads = 4
 	l, err := p.listen()
@@ -243,11 +264,23 @@ func (p *pair) connections(d time.Duration) ([]float64, error) {
 	}
 	defer unix.Close(l)
 	var c crew
-	var done atomic.Int64
+	var done, spent atomic.Int64
+	timed := func(fn func() error) func() error {
+		return func() error {
+			before, err := threadTime()
+			if err != nil {
+				return err
+			}
+			err = fn()
+			after, timeErr := threadTime()
+			spent.Add(int64(after - before))
+			return errors.Join(err, timeErr)
+		}
+	}
 	addr := rawAddr(p.b.addr, port)
 	began := time.Now()
 	for range threads {
-		c.start(p.b.net, cpuReceive, func() error {
+		c.start(p.b.net, cpuReceive, timed(func() error {
 			buf := make([]byte, 16)
 			for time.Since(began) < d {
 				fd, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(l), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
@@ -266,8 +299,8 @@ func (p *pair) connections(d time.Duration) ([]float64, error) {
 				unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 			}
 			return nil
-		})
-		c.start(p.a.net, cpuSend, func() error {
+		}))
+		c.start(p.a.net, cpuSend, timed(func() error {
 			buf := []byte{1}
 			linger := unix.Linger{Onoff: 1} // a reset at the end: no port waits
 			n := 0
@@ -293,10 +326,11 @@ func (p *pair) connections(d time.Duration) ([]float64, error) {
 				unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 			}
 			return nil
-		})
+		}))
 	}
 	if err := c.wait(); err != nil {
 		return nil, err
 	}
-	return []float64{float64(done.Load()) / d.Seconds() / 1000}, nil
+	n := done.Load()
+	return p.withTime(float64(n)/d.Seconds()/1000, float64(spent.Load())/1000, int(n)), nil
 }
