@@ -297,9 +297,12 @@ func (b *board) refresh(names []string) {
 	feed(b.view, views, b.rev)
 }
 
-// feed gives changes to a cache, and to an empty one as its first state, which it sorts once and not at each.
+// many is how many objects at once an empty cache gets as its first state.
+const many = 1000
+
+// feed gives changes to a cache. Many to an empty one are its first state, which it sorts once and not at each; followers get the whole state then.
 func feed[T proto.Message](c *store.Cache[T], events []store.Event[T], rev int64) {
-	if c.Len() == 0 && len(events) > 0 {
+	if c.Len() == 0 && len(events) >= many {
 		events = append([]store.Event[T]{{Type: store.Reset, Revision: rev}}, events...)
 		events = append(events, store.Event[T]{Type: store.Synced, Revision: rev})
 	}
