@@ -17,6 +17,7 @@ import (
 	"drover/internal/host"
 	"drover/internal/httpapi"
 	"drover/internal/manager"
+	"drover/internal/vswitch/tunnel"
 
 	"github.com/spf13/cobra"
 )
@@ -206,7 +207,27 @@ func (f *hostFlags) config() (host.Config, error) {
 		}
 		cfg.JoinToken = strings.TrimSpace(string(b))
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return cfg, fmt.Errorf("the drover binary: %w", err)
+	}
+	cfg.Tunnel = []string{self, "host", tunnelCommand}
 	return cfg, nil
+}
+
+// tunnelCommand is what an agent starts for encrypted tunnels; it outlives the agent.
+const tunnelCommand = "serve-tunnel"
+
+func (a *App) serveTunnelCommand() *cobra.Command {
+	var l logFlags
+	cmd := &cobra.Command{
+		Use: tunnelCommand + " DEVICE SOCKET MTU", Hidden: true, Short: "Serve a host's encrypted tunnel; agents start it", Args: cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ended(cmd.Context(), tunnel.Serve(cmd.Context(), args, l.logger(a.Err)))
+		},
+	}
+	l.add(cmd)
+	return cmd
 }
 
 // needRoot says that a role must be root.
@@ -252,5 +273,6 @@ again when it starts. The first start needs a token, from "drover host token" on
 	f.add(cmd)
 	l.add(cmd)
 	cmd.AddCommand(a.hostCommands()...)
+	cmd.AddCommand(a.serveTunnelCommand())
 	return cmd
 }

@@ -36,6 +36,9 @@ type Config struct {
 	Uplinks []string
 	// OverlayAddress is where other hosts reach this one for overlays. Empty: the address that the manager calls.
 	OverlayAddress string
+	// Tunnel is the command that serves an encrypted tunnel with the arguments that are added (vswitch/tunnel.Serve), in a process of its own. Empty: this host
+	// has no encrypted tunnels.
+	Tunnel []string
 	// Datastores besides the host's own, known before the manager names them.
 	Datastores []DatastorePath
 	// Hostname to enrol with when the token names none. Empty: the machine's.

@@ -56,6 +56,7 @@ type fabric struct {
 	index   map[uint32]*nicPort
 	senses
 	voice
+	ciphers
 
 	mu    sync.Mutex
 	shown shown
@@ -93,6 +94,7 @@ func pinName(stateDir string) string { return "drover-" + shortHash(stateDir) }
 // begin takes over the datapath with the ports that are there, before anything else is done with them, and starts the goroutine.
 func (f *fabric) begin(ctx context.Context, ports []*nicPort) {
 	f.life = ctx
+	f.loadTunnelKey()
 	for _, p := range ports {
 		f.ports[p.key()] = p
 		if _, _, err := f.book.take(p.key()); err != nil {
@@ -133,6 +135,7 @@ func (f *fabric) open(ctx context.Context) (err error) {
 	f.refreshUplinks(ctx)
 	f.resumeTeams(was)
 	f.ensureOverlay()
+	f.ensureTunnel(ctx)
 	for _, p := range f.sorted() {
 		if err := f.dp.Attach(ctx, vswitch.Device{Ifindex: int(p.ifindex), Name: p.device, Kind: vswitch.KindPort}); err != nil {
 			f.log.Error("a running VM's NIC can't be put on the switch", "port", p.name, "err", err)
@@ -319,7 +322,10 @@ func (f *fabric) run(ctx context.Context) {
 			news()
 		case <-compileAt.C:
 			pending = false
-			if f.dp != nil && !f.rebuildLogged(ctx) {
+			if f.dp != nil {
+				f.ensureTunnel(ctx)
+			}
+			if !f.rebuildLogged(ctx) {
 				soon(f.retry.next())
 			}
 		case <-lookAt.C:
@@ -347,6 +353,7 @@ func (f *fabric) lookAgain(ctx context.Context) time.Duration {
 	}
 	changed := f.refreshUplinks(ctx)
 	changed = f.ensureOverlay() || changed
+	changed = f.ensureTunnel(ctx) || changed
 	if changed || f.broken != "" {
 		f.rebuildLogged(ctx)
 	}

@@ -15,6 +15,7 @@ import (
 	"drover/internal/vswitch/compile"
 	"drover/internal/vswitch/table"
 	"drover/internal/vswitch/team"
+	"drover/internal/vswitch/tunnel"
 )
 
 // shown is what others may see of the fabric: replaced, never changed, but under fabric.mu.
@@ -69,6 +70,9 @@ func (f *fabric) status() *v1.SwitchStatus {
 	s := &v1.SwitchStatus{Layout: table.Layout, Ports: int32(len(f.ports)), Revision: f.regs.revision, ForeignPrograms: f.foreign}
 	if f.overlay.address.IsValid() && f.vxlan.Ifindex != 0 {
 		s.OverlayAddress, s.OverlayMtu = f.overlay.address.String(), int32(f.overlay.mtu)
+	}
+	if f.keyErr == nil {
+		s.TunnelKey, s.TunnelPort = f.key.PublicKey().String(), tunnel.Port
 	}
 	if f.result != nil {
 		s.Registrations = int32(len(f.result.Tables.FDB))
