@@ -289,6 +289,7 @@ func TestTrunk(t *testing.T) {
 	a := b.port("a", 2, nil)
 	c := b.port("c", 3, func(p *table.Port) { p.Net = 8 })
 	b.join(trunk, 8, mac(1), 20)
+	last := b.port("l", 4, func(p *table.Port) { p.Net = 8 })
 	b.want.Trunks[table.TrunkKey{Ifindex: trunk.ifindex, VID: 20}] = 8
 	b.apply()
 
@@ -306,6 +307,7 @@ func TestTrunk(t *testing.T) {
 	all := raw(everybody, mac(3), 60)
 	c.send(all)
 	trunk.gets(tagged(all, 0x8100, 20))
+	last.gets(all) // behind the trunk in the list, and yet without its tag
 	a.getsNothing()
 	b.refused(trunk, 1, inner, table.DropUnregistered)
 	b.refused(trunk, 1, tagged(plain, 0x8100, 20), table.DropUnregistered)
