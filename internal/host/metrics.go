@@ -155,6 +155,7 @@ type collector struct {
 	a     *agent
 	descs map[string]*prometheus.Desc
 	host  map[string]*prometheus.Desc
+	net   map[string]*prometheus.Desc // of the switch
 }
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
@@ -162,6 +163,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- d
 	}
 	for _, d := range c.host {
+		ch <- d
+	}
+	for _, d := range c.net {
 		ch <- d
 	}
 }
@@ -185,6 +189,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for p, n := range phases {
 		ch <- prometheus.MustNewConstMetric(c.host["vms"], prometheus.GaugeValue, n, p)
 	}
+	c.a.fabric.collect(c.net, ch)
 	total, avail := memory()
 	ch <- prometheus.MustNewConstMetric(c.host["memory"], prometheus.GaugeValue, float64(total))
 	ch <- prometheus.MustNewConstMetric(c.host["free"], prometheus.GaugeValue, float64(avail))
@@ -196,7 +201,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 }
 
 func (a *agent) metricsHandler() http.Handler {
-	c := &collector{a: a, descs: map[string]*prometheus.Desc{}, host: map[string]*prometheus.Desc{
+	c := &collector{a: a, descs: map[string]*prometheus.Desc{}, net: switchDescs(), host: map[string]*prometheus.Desc{
 		"vms":        prometheus.NewDesc("drover_host_vms", "VMs on this host, by phase.", []string{"phase"}, nil),
 		"memory":     prometheus.NewDesc("drover_host_memory_bytes", "Memory of the machine.", nil, nil),
 		"free":       prometheus.NewDesc("drover_host_memory_free_bytes", "Memory that is available.", nil, nil),

@@ -57,6 +57,7 @@ type fabric struct {
 	senses
 	voice
 	ciphers
+	extras
 
 	mu    sync.Mutex
 	shown shown
@@ -396,6 +397,7 @@ func (f *fabric) rebuild(ctx context.Context) error {
 		f.changed()
 	}
 	f.announceMoved()
+	f.applyExtras()
 	f.show()
 	return err
 }

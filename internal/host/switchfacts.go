@@ -124,7 +124,7 @@ func (f *fabric) problems() []compile.Problem {
 	if f.result == nil {
 		return out
 	}
-	for _, p := range f.result.Problems {
+	for _, p := range slices.Concat(f.result.Problems, f.faults) {
 		if p.Port != "" {
 			continue
 		}
@@ -204,7 +204,7 @@ func (f *fabric) reports() map[string]*v1.PortReport {
 	}
 	now := timestamppb.New(f.clk.Now())
 	why := map[string][]*v1.Condition{}
-	for _, p := range f.result.Problems {
+	for _, p := range slices.Concat(f.result.Problems, f.faults) {
 		if p.Port != "" {
 			why[p.Port] = append(why[p.Port], condition(p.Reason, p.Message))
 		}

@@ -208,6 +208,10 @@ func (f *fabric) unplugNow(ctx context.Context, p *nicPort) error {
 	}
 	delete(f.ports, p.key())
 	delete(f.granted, p.key())
+	if m := f.mirrors[p.key()]; m != nil {
+		m.end()
+		delete(f.mirrors, p.key())
+	}
 	f.macs.Forget(p.key())
 	f.threats.Forget(p.ifindex)
 	f.book.release(p.key())

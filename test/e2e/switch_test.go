@@ -77,24 +77,27 @@ func (r *rig) reaches(vm, to string) {
 	})
 }
 
-// undisturbed pings while something is done, and fails for any answer that is missing.
+// undisturbed pings while something is done, and fails for any answer that is missing. The guest pings by itself: agents and manager may go away meanwhile.
 func (r *rig) undisturbed(vm, to string, count int, while func()) {
 	r.t.Helper()
-	type result struct {
-		lost int
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		lost, err := r.pings(vm, count, to)
-		done <- result{lost, err}
-	}()
+	file := fmt.Sprintf("/tmp/ping-%d", time.Now().UnixNano())
+	r.exec(vm, busybox, "sh", "-c", fmt.Sprintf("%s ping -i 0.1 -W 1 -q -c %d %s >%s.part 2>&1 </dev/null && %s mv %s.part %s || %s mv %s.part %s &",
+		busybox, count, to, file, busybox, file, file, busybox, file, file))
 	while()
-	res := <-done
-	r.must(res.err)
-	if res.lost > 0 {
-		r.t.Errorf("%d of %d pings from %s to %s were lost", res.lost, count, vm, to)
-	}
+	r.eventually(func() error {
+		out, err := r.API.VM.Exec(r.ctx, &v1.ExecRequest{Name: vm, Path: busybox, Args: []string{"cat", file}})
+		if err != nil {
+			return err
+		}
+		m := pingLoss.FindStringSubmatch(string(out.GetStdout()))
+		if m == nil {
+			return fmt.Errorf("VM %s has not done with %d pings: %q", vm, count, out.GetStdout())
+		}
+		if m[1] != m[2] {
+			r.t.Errorf("of %s pings from %s to %s %s were answered", m[1], vm, to, m[2])
+		}
+		return nil
+	})
 }
 
 func (r *rig) port(name string) *v1.Port {
@@ -270,7 +273,7 @@ func TestSwitch(t *testing.T) {
 		if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("the capture's file: %v, %v", fi, err)
 		}
-		said := cli(t, "--socket", r.Socket(), "port", "trace", "a/eth0", "icmp 192.0.2.1 > 192.0.2.2", "to "+macs["b"])
+		said := cli(t, "--socket", r.Socket(), "port", "trace", "a/eth0", "to "+macs["b"]+" icmp 192.0.2.1 > 192.0.2.2")
 		if !strings.Contains(said, "TUNNEL") || !strings.Contains(said, "west-1") || !strings.Contains(said, "the datapath agrees") {
 			t.Errorf("trace: %s", said)
 		}
