@@ -47,6 +47,7 @@ type fakeManager struct {
 	files   map[string]string // image SHA-256 to path
 	changed chan struct{}     // closed and made anew at each change
 	status  map[string]*v1.VMReport
+	ports   map[string]*v1.PortReport
 	hostSt  *v1.HostStatus
 	events  []*v1.Event
 	samples []*v1.Sample
@@ -62,7 +63,7 @@ func newManager(t testing.TB, dir string) *fakeManager {
 	t.Helper()
 	m := &fakeManager{
 		t: t, host: "h1", uid: resource.NewUID(), vms: map[string]*v1.VM{}, files: map[string]string{}, status: map[string]*v1.VMReport{},
-		changed: make(chan struct{}),
+		changed: make(chan struct{}), ports: map[string]*v1.PortReport{},
 	}
 	var err error
 	if m.ca, err = pki.Open(filepath.Join(dir, "ca"), clock.Real()); err != nil {
@@ -209,6 +210,9 @@ func (m *fakeManager) Report(_ context.Context, req *v1.ReportRequest) (*v1.Repo
 			vm.Meta.Generation++
 		}
 		m.status[r.GetUid()] = r
+	}
+	for _, p := range req.GetPorts() {
+		m.ports[p.GetName()] = p
 	}
 	if req.GetHost() != nil {
 		m.hostSt = req.GetHost()
