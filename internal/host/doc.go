@@ -11,7 +11,8 @@
 //
 // [Config] and [Run] are the door. Inside: identity (the certificate), world (what the manager wants, kept on disk),
 // machine (one VM's actor: it observes, asks plan for the next step, does it), reporter (heartbeats and what changed),
-// console (the serial ring and its viewers), node (the API that the manager calls).
+// console (the serial ring and its viewers), fabric (this host's part of the switch: ports, uplinks, tunnels, and what the
+// datapath tells), node (the API that the manager calls).
 //
 // # Invariants
 //
@@ -20,11 +21,13 @@
 //   - What plan decides never depends on anything but its two arguments.
 //   - One machine's QEMU, disks and TAPs are never touched but by its actor. (Reset, exec and screenshot only talk.)
 //   - A viewer, a slow manager or a talking guest never blocks an actor, and never fills memory or disk.
-//   - An agent that ends, however it ends, never ends a VM.
+//   - An agent that ends, however it ends, never ends a VM, and never keeps a frame from passing.
+//   - QEMU never gets a TAP before the port's whole policy is in the datapath.
 //
 // # Lock order
 //
-// agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu) are leaves. No I/O and no
+// agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu, world.mu, fabric.mu) are leaves. The fabric's own state has no lock:
+// one goroutine has it, and others ask it (fabric.do), holding none. No I/O and no
 // channel send that can block happens under any of them, but for the ring's writes under console.mu.
 //
 // # Not here

@@ -174,7 +174,7 @@ func (a *agent) batch(beat bool) batch {
 		b.req.Host = a.hostStatus()
 	}
 	if ports {
-		b.req.Ports = a.fabric.portReports()
+		b.req.Ports = a.fabric.portReports(full)
 	}
 	if full || beat {
 		b.req.Datastores = a.stores.report()

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -17,7 +16,6 @@ import (
 	"drover/internal/clock"
 	"drover/internal/hostnet"
 	"drover/internal/vswitch"
-	"drover/internal/vswitch/beacon"
 	"drover/internal/vswitch/compile"
 	"drover/internal/vswitch/table"
 	"drover/internal/vswitch/team"
@@ -61,6 +59,7 @@ type fabric struct {
 
 	mu    sync.Mutex
 	shown shown
+	news  map[string]bool // ports with news for the manager
 }
 
 // settle is how long changes are collected before the tables are compiled: what the manager sends together goes in together.
@@ -73,7 +72,7 @@ func newFabric(a *agent) (*fabric, error) {
 	f := &fabric{
 		a: a, log: a.log, clk: a.clk, dir: filepath.Join(a.cfg.StateDir, "switch"),
 		calls: make(chan *call), wake: make(chan struct{}, 1), links: make(chan hostnet.LinkChange, 64), heard: make(chan func(), 256), ended: make(chan struct{}),
-		ports: map[string]*nicPort{}, uplinks: map[string]*uplink{}, teams: map[string]*team.Team{}, saving: make(chan struct{}, 1),
+		ports: map[string]*nicPort{}, uplinks: map[string]*uplink{}, teams: map[string]*team.Team{}, saving: make(chan struct{}, 1), news: map[string]bool{},
 		retry: backoff{min: time.Second, max: time.Minute}, shown: shown{ports: map[string]*v1.PortReport{}, uplinks: map[string]*v1.Uplink{}},
 	}
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
@@ -87,123 +86,6 @@ func newFabric(a *agent) (*fabric, error) {
 		f.log.Warn("registrations are not known until the manager tells them", "err", err)
 	}
 	return f, nil
-}
-
-// pinName is the directory of pins for a state directory, in a bpffs.
-func pinName(stateDir string) string { return "drover-" + shortHash(stateDir) }
-
-// begin takes over the datapath with the ports that are there, before anything else is done with them, and starts the goroutine.
-func (f *fabric) begin(ctx context.Context, ports []*nicPort) {
-	f.life = ctx
-	f.loadTunnelKey()
-	for _, p := range ports {
-		f.ports[p.key()] = p
-		if _, _, err := f.book.take(p.key()); err != nil {
-			f.log.Error("a running VM's NIC has no place on the switch", "port", p.name, "err", err)
-			delete(f.ports, p.key())
-		}
-	}
-	if err := f.open(ctx); err != nil {
-		f.log.Error("this host has no switch: VMs with NICs can't be started", "err", err)
-	}
-	f.parts.Go(func() { f.watchLinks(ctx) })
-	go f.run(ctx)
-}
-
-// open makes or takes over the datapath, and brings it to what is wanted.
-func (f *fabric) open(ctx context.Context) (err error) {
-	defer func() {
-		if err != nil {
-			f.broken = err.Error()
-			f.show()
-		}
-	}()
-	if err := vswitch.Supported(); err != nil {
-		return err
-	}
-	fs, err := vswitch.MountBPF(f.a.cfg.RunDir)
-	if err != nil {
-		return err
-	}
-	f.pins = filepath.Join(fs, pinName(f.a.cfg.StateDir))
-	was, err := f.openDatapath(ctx)
-	if err != nil {
-		return fmt.Errorf("open the switch's datapath: %w", err)
-	}
-	f.broken = ""
-	f.openSenses(was)
-	f.monitors = map[string]*beacon.Monitor{}
-	f.refreshUplinks(ctx)
-	f.resumeTeams(was)
-	f.ensureOverlay()
-	f.ensureTunnel(ctx)
-	for _, p := range f.sorted() {
-		if err := f.dp.Attach(ctx, vswitch.Device{Ifindex: int(p.ifindex), Name: p.device, Kind: vswitch.KindPort}); err != nil {
-			f.log.Error("a running VM's NIC can't be put on the switch", "port", p.name, "err", err)
-		}
-	}
-	err = f.rebuild(ctx)
-	f.resumeAnnounced()
-	f.dropStrangers()
-	f.listen(f.life)
-	return ignorePorts(err)
-}
-
-// openDatapath sets dp and sender, both or none, and returns what the datapath has.
-func (f *fabric) openDatapath(ctx context.Context) (was *table.Tables, err error) {
-	var dp *vswitch.Datapath
-	if err := f.a.net.Do(func() (err error) {
-		dp, err = vswitch.Open(ctx, vswitch.Config{Dir: f.pins, Log: f.log})
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	if was, err = dp.Tables(); err != nil {
-		return nil, errors.Join(err, dp.Close())
-	}
-	sender, err := f.a.net.OpenSender(table.Mark)
-	if err != nil {
-		return nil, errors.Join(err, dp.Close())
-	}
-	f.dp, f.sender = dp, sender
-	return was, nil
-}
-
-// dropStrangers takes the programs off devices that are the switch's no more.
-func (f *fabric) dropStrangers() {
-	devices, err := f.dp.Attached()
-	if err != nil {
-		f.log.Warn("the switch does not say which devices it is on", "err", err)
-		return
-	}
-	mine := map[int]bool{int(f.vxlan.Ifindex): true}
-	for _, p := range f.ports {
-		mine[int(p.ifindex)] = true
-	}
-	for _, u := range f.uplinks {
-		mine[u.link.Index] = mine[u.link.Index] || u.attached
-	}
-	for _, d := range devices {
-		if d.Gone || mine[d.Ifindex] {
-			continue
-		}
-		if err := f.dp.Detach(d.Ifindex); err != nil {
-			f.log.Warn("a device that is the switch's no more still has its programs", "device", d.Name, "err", err)
-		}
-	}
-}
-
-// close lets go of the datapath, which goes on, when run has ended.
-func (f *fabric) close() error {
-	if f.life == nil {
-		return nil // it was never begun
-	}
-	<-f.ended
-	f.parts.Wait()
-	if f.dp == nil {
-		return nil
-	}
-	return errors.Join(f.sender.Close(), f.dp.Close())
 }
 
 // do has the fabric's goroutine do something, and waits for it.
@@ -336,7 +218,7 @@ func (f *fabric) run(ctx context.Context) {
 			sampleAt.Reset(f.a.cfg.SampleInterval)
 			f.count()
 			f.show()
-			f.a.reporter.portsChanged()
+			f.newCounts()
 			f.saveSoon()
 		}
 		dueAt.Reset(f.due())

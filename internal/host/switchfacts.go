@@ -36,22 +36,31 @@ func (f *fabric) show() {
 	f.mu.Lock()
 	old := f.shown
 	for name, p := range old.ports {
-		if s.ports[name] == nil && p.GetStatus().GetDevice() != "" {
+		switch {
+		case s.ports[name] != nil:
+		case p.GetStatus().GetDevice() != "":
 			// Told once more: without a device.
 			gone := clone(p)
 			gone.Status.Device, gone.Status.Active, gone.Status.Uplink, gone.Status.Conditions = "", false, "", nil
 			s.ports[name] = gone
+		default:
+			s.ports[name] = p // until the manager has heard so
+		}
+	}
+	news := false
+	for name, p := range s.ports {
+		if old.ports[name] == nil || !samePort(old.ports[name], p) {
+			f.news[name], news = true, true
 		}
 	}
 	f.shown = s
 	f.mu.Unlock()
-	samePorts := maps.EqualFunc(old.ports, s.ports, samePort)
 	sameHost := equal(old.status, s.status) && slices.EqualFunc(old.networks, s.networks, func(a, b *v1.HostNetwork) bool { return equal(a, b) }) &&
 		slices.EqualFunc(old.conditions, s.conditions, func(a, b *v1.Condition) bool { return equal(a, b) }) &&
 		maps.EqualFunc(old.uplinks, s.uplinks, func(a, b *v1.Uplink) bool {
 			return a.GetTeam() == b.GetTeam() && a.GetActive() == b.GetActive() && a.GetReason() == b.GetReason() && equal(a.GetNeighbor(), b.GetNeighbor())
 		})
-	if !samePorts {
+	if news {
 		f.a.reporter.portsChanged()
 	}
 	if !sameHost {
@@ -68,7 +77,8 @@ func samePort(a, b *v1.PortReport) bool {
 
 func (f *fabric) status() *v1.SwitchStatus {
 	s := &v1.SwitchStatus{Layout: table.Layout, Ports: int32(len(f.ports)), Revision: f.regs.revision, ForeignPrograms: f.foreign}
-	if f.overlay.address.IsValid() && f.vxlan.Ifindex != 0 {
+	// Of a loopback address nobody else has a use.
+	if f.overlay.address.IsValid() && !f.overlay.address.IsLoopback() && f.vxlan.Ifindex != 0 {
 		s.OverlayAddress, s.OverlayMtu = f.overlay.address.String(), int32(f.overlay.mtu)
 	}
 	if f.keyErr == nil {
@@ -267,23 +277,44 @@ func (f *fabric) binding(k table.BindingKey, b table.Binding) *v1.Binding {
 	return out
 }
 
-// portReports are what the manager hears, with the epochs that the VMs have here.
-func (f *fabric) portReports() []*v1.PortReport {
+// portReports are what the manager hears, with the epochs that the VMs have here: all ports, or those with news.
+func (f *fabric) portReports(full bool) []*v1.PortReport {
+	here := map[string]*machine{}
+	for _, m := range f.a.all() {
+		here[m.uid] = m
+	}
 	f.mu.Lock()
-	all := slices.Collect(maps.Values(f.shown.ports))
+	var told []*v1.PortReport
+	for name, p := range f.shown.ports {
+		switch {
+		case here[p.GetUid()] == nil:
+			if p.GetStatus().GetDevice() == "" {
+				delete(f.shown.ports, name) // its VM is gone, which says all
+			}
+		case full || f.news[name]:
+			told = append(told, p)
+		}
+	}
+	f.news = map[string]bool{}
 	f.mu.Unlock()
 	var out []*v1.PortReport
-	for _, p := range all {
-		m := f.a.machine(p.GetUid())
-		if m == nil {
-			continue
-		}
+	for _, p := range told {
 		p = clone(p)
-		p.Epoch = m.report().GetEpoch()
+		p.Epoch = here[p.GetUid()].report().GetEpoch()
 		out = append(out, p)
 	}
 	slices.SortFunc(out, func(a, b *v1.PortReport) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return out
+}
+
+// newCounts has the manager told of all counters.
+func (f *fabric) newCounts() {
+	f.mu.Lock()
+	for name := range f.shown.ports {
+		f.news[name] = true
+	}
+	f.mu.Unlock()
+	f.a.reporter.portsChanged()
 }
 
 // toldGone forgets ports that have no device any more, once the manager has heard so.

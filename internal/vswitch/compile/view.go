@@ -98,6 +98,9 @@ func (v *View) endpoint(t *table.Tables, host, address, kind string) uint32 {
 		return 0
 	}
 	a = a.Unmap()
+	if a.IsLoopback() {
+		return 0 // it is reached by nobody but itself
+	}
 	if other, taken := t.VTEPSources[table.IPOf(a)]; taken {
 		if t.VTEPs[other].Addr == table.IPOf(a) {
 			v.problem(Problem{Reason: "PEER_ADDRESS", Message: "host " + host + " has the overlay address " + address + " of another host; it is not reached by tunnels"})
