@@ -202,7 +202,7 @@ func segment(n *v1.Network) string {
 		}
 		out = append(out, vlan)
 	}
-	if o := n.GetSpec().GetOverlay(); o != nil {
+	if o := n.GetSpec().GetOverlay(); o != nil || len(out) == 0 {
 		if o.GetEncrypted() {
 			out = append(out, "encrypted overlay")
 		} else {
