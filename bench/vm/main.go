@@ -132,7 +132,7 @@ func outside(ctx context.Context, o *options) (err error) {
 	return err
 }
 
-// sweep removes what the kernel does not when the namespaces end: files, guests' memory, cgroups.
+// sweep removes what the kernel does not when the namespaces end: files, guests' memory, cgroups, the switch.
 func sweep(dir string) error {
 	var errs []error
 	for _, name := range rigNames {
@@ -140,7 +140,8 @@ func sweep(dir string) error {
 		if err := cfg.Validate(); err != nil {
 			return err
 		}
-		errs = append(errs, os.RemoveAll(cfg.ShmDir))
+		_, _, pins := host.Traces(cfg.StateDir)
+		errs = append(errs, os.RemoveAll(cfg.ShmDir), os.RemoveAll(pins))
 		tag, _ := strings.CutPrefix(filepath.Base(cfg.ShmDir), "drover-")
 		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 			group := filepath.Join(root, "drover-"+tag)

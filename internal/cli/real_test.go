@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"drover/internal/host"
 )
 
 // patience bounds each wait: guests are emulated here, on a machine that may have other things to do.
@@ -145,6 +147,8 @@ func startUp(t *testing.T) *up {
 	u := &up{t: t, dir: dir, socket: filepath.Join(dir, "s/manager/manager.sock"), listen: [2]string{freeAddress(t), freeAddress(t)}, log: newScreen()}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	t.Cleanup(func() { os.RemoveAll(u.shm()) })
+	_, _, pins := host.Traces(filepath.Join(dir, "s/host"))
+	t.Cleanup(func() { os.RemoveAll(pins) })
 	ip(t, "netns", "add", u.namespace())
 	t.Cleanup(func() { ip(t, "netns", "del", u.namespace()) })
 	t.Cleanup(u.killGuests)
