@@ -31,6 +31,8 @@ type board struct {
 	ofVM  map[string][]string
 	// holders are the ports that want a registration. The one that has it is first.
 	holders map[string][]holder
+	// addresses are the ports that say they have an address, by "VNI/ADDRESS". The one that has it is first.
+	addresses map[string][]claim
 	// unheard are the hosts that have not reported their ports since the start.
 	unheard map[string]bool
 	rev     int64
@@ -43,6 +45,7 @@ type boardPort struct {
 	chain            int64 // the generation of its profile's chain
 	host             string
 	wants            map[string]*v1.Registration
+	claims           map[string]bool // addresses, as in board.addresses: whether they are assigned
 	// status is as its host told; uid and epoch say of which VM, and of which time.
 	status *v1.PortStatus
 	uid    string
@@ -62,7 +65,7 @@ func newBoard(m *Manager) *board {
 	return &board{
 		m: m, rev: rev, view: store.NewMemory[*v1.Port](0, rev), regs: store.NewMemory[*v1.Registration](boardRing, rev),
 		built: make(chan struct{}), settled: make(chan struct{}),
-		ports: map[string]*boardPort{}, ofVM: map[string][]string{}, holders: map[string][]holder{}, unheard: map[string]bool{},
+		ports: map[string]*boardPort{}, ofVM: map[string][]string{}, holders: map[string][]holder{}, addresses: map[string][]claim{}, unheard: map[string]bool{},
 	}
 }
 
@@ -259,9 +262,9 @@ func expired(x *v1.Binding, now time.Time) bool {
 func (b *board) refresh(names []string) {
 	touched, looks := map[string]bool{}, map[string]bool{}
 	inForce := b.inForce()
-	for _, name := range names {
-		looks[name] = true
-		b.refreshOne(name, inForce, touched)
+	for i := 0; i < len(names); i++ {
+		looks[names[i]] = true
+		names = append(names, b.refreshOne(names[i], inForce, touched)...) // ends: what a port claims does not depend on others
 	}
 	b.rev++
 	var regs []store.Event[*v1.Registration]
@@ -328,8 +331,9 @@ func (b *board) inForce() func(profile string) force {
 	}
 }
 
-// refreshOne works out what a port wants to be registered, and notes which registrations that touches. b.mu is held.
-func (b *board) refreshOne(name string, inForce func(string) force, touched map[string]bool) {
+// refreshOne works out what a port wants to be registered, and notes which registrations that touches. It returns ports that got or lost an address by it.
+// b.mu is held.
+func (b *board) refreshOne(name string, inForce func(string) force, touched map[string]bool) (others []string) {
 	vmName, part, _ := resource.Part(name)
 	vm, _ := b.m.VMs.cache.Get(vmName)
 	nic := nicOf(vm, part)
@@ -337,12 +341,13 @@ func (b *board) refreshOne(name string, inForce func(string) force, touched map[
 	if nic == nil {
 		if p != nil {
 			b.want(name, p, nil, touched)
+			others = b.claim(name, p, 0, nil)
 			delete(b.ports, name)
 			if b.ofVM[vmName] = slices.DeleteFunc(b.ofVM[vmName], func(s string) bool { return s == name }); len(b.ofVM[vmName]) == 0 {
 				delete(b.ofVM, vmName)
 			}
 		}
-		return
+		return others
 	}
 	if p == nil {
 		p = &boardPort{}
@@ -360,7 +365,13 @@ func (b *board) refreshOne(name string, inForce func(string) force, touched map[
 	p.network, p.profile, p.host = nic.Network, profileOf(nic, net), vm.GetStatus().GetOwner()
 	x := inForce(p.profile)
 	p.chain, p.trunk = x.generation, len(x.effective.GetTrunk().GetVlans()) > 0
-	b.want(name, p, b.registrations(name, p, vm.GetStatus().GetSite(), nic, net, x.effective), touched)
+	bound := b.bindings(p.status, nic, x.effective)
+	if p.host == "" {
+		bound = nil // it is nowhere
+	}
+	others = b.claim(name, p, net.GetStatus().GetVni(), bound)
+	b.want(name, p, b.registrations(name, p, vm.GetStatus().GetSite(), nic, net, x.effective, bound), touched)
+	return others
 }
 
 // left is what stays of a port's status when its device is gone.

@@ -9,14 +9,13 @@ import (
 	"drover/internal/resource"
 )
 
-// registrations are what a port wants to be registered: its own MAC, and those that it was granted, each with its addresses; those of a
+// registrations are what a port wants to be registered: its own MAC, and those that it was granted, each with its addresses, if no other port has them; those of a
 // trunk in all networks that it carries. A VM without a host is nowhere, so nothing of it is registered. The board's lock is held.
-func (b *board) registrations(name string, p *boardPort, site string, nic *v1.NICSpec, net *v1.Network, e *v1.PortProfileSpec) map[string]*v1.Registration {
+func (b *board) registrations(name string, p *boardPort, site string, nic *v1.NICSpec, net *v1.Network, e *v1.PortProfileSpec, bound []*v1.Binding) map[string]*v1.Registration {
 	if p.host == "" || net == nil {
 		return nil
 	}
 	list := map[string]*v1.Registration{}
-	bound := b.bindings(p.status, nic, e)
 	macs := append([]string{nic.Mac}, granted(p.status, e)...)
 	for _, n := range b.carried(site, net, e) {
 		for i, mac := range macs {
@@ -34,7 +33,7 @@ func (b *board) registrations(name string, p *boardPort, site string, nic *v1.NI
 				reg.Groups = p.status.GetGroups()
 			}
 			for _, x := range bound {
-				if x.Mac == mac {
+				if x.Mac == mac && (x.Source == bindingVirtual || b.addressee(addressKey(vni, x.Address)) == name) {
 					reg.Addresses = append(reg.Addresses, x.Address)
 				}
 			}
@@ -146,5 +145,6 @@ func (b *board) show(name string, inForce func(string) force) *v1.Port {
 			st.Conditions = append(st.Conditions, &v1.Condition{Type: "MAC_CONFLICT", Status: true, Reason: "MAC_CONFLICT", Message: p.wants[key].Mac + " is that of port " + first.port + ", and so not this one's"})
 		}
 	}
+	st.Conditions = append(st.Conditions, b.addressFaults(name, p)...)
 	return &v1.Port{Meta: meta, Spec: &v1.PortSpec{Network: nic.Network, Mac: nic.Mac, Profile: p.profile, LinkDown: nic.LinkDown}, Status: st}
 }
