@@ -7,7 +7,7 @@
 #include "tag.h"
 
 /* Flags of a port whose frames are looked at for more than their way. */
-#define PORT_EXTRAS (PORT_MARK | PORT_MIRROR_IN | PORT_PRIORITY)
+#define PORT_EXTRAS (PORT_MARK | PORT_MIRROR_IN | PORT_PRIORITY | PORT_CAPTURE)
 
 /* extras marks and mirrors a frame that may pass. */
 __noinline int extras(struct __sk_buff *skb, struct packet *p)
@@ -27,6 +27,9 @@ __noinline int extras(struct __sk_buff *skb, struct packet *p)
 		set_dscp(skb, p, from->dscp);
 	if (from->flags & PORT_MIRROR_IN)
 		mirror(skb, p, from->mirror_ifindex, from->slot, CAPTURE_ACCEPTED);
+	/* A mirror to the ring has the same record. */
+	if (from->flags & PORT_CAPTURE && (!(from->flags & PORT_MIRROR_IN) || from->mirror_ifindex))
+		capture(skb, index, from->slot, p->vid, CAPTURE_ACCEPTED, DROP_NONE);
 	return 0;
 }
 

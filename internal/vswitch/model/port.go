@@ -104,6 +104,9 @@ func (w *walk) extras() {
 	if w.has(table.PortMirrorIn) {
 		w.mirror(w.port.MirrorIfindex, table.CaptureAccepted)
 	}
+	if w.has(table.PortCapture) && (!w.has(table.PortMirrorIn) || w.port.MirrorIfindex != 0) {
+		w.capture(w.ifindex, table.CaptureAccepted, table.DropNone, w.tag.word())
+	}
 }
 
 // setDSCP sets the class of an IP packet and leaves its congestion bits alone (RFC 3168).
