@@ -233,14 +233,13 @@ func pump(ctx context.Context, w *pcapng.Writer, p *place, port *nicPort, points
 		return err
 	}
 	var count int64
-	for most == 0 || count < most {
+	for ctx.Err() == nil && (most == 0 || count < most) {
 		var data []byte
 		select {
 		case c := <-frames:
 			data = w.AppendFrame(data, c)
 			count++
 		case <-ctx.Done():
-			most = count
 			continue
 		}
 		for more := true; more && (most == 0 || count < most) && len(data) < 64<<10; { // what waits goes with it
@@ -254,9 +253,6 @@ func pump(ctx context.Context, w *pcapng.Writer, p *place, port *nicPort, points
 		}
 		if err := send(&v1.CapturePortResponse{Data: data, Frames: count, Lost: lost.Load()}); err != nil {
 			return err
-		}
-		if count == most {
-			break
 		}
 	}
 	gone := lost.Load()
