@@ -4,6 +4,7 @@
 #define DROVER_GUARD_H
 
 #include "inspect.h"
+#include "late.h"
 #include "meter.h"
 #include "ring.h"
 
@@ -181,6 +182,8 @@ __noinline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct 
 	reason = parse_here(skb, p);
 	if (reason)
 		return reason;
+	if (p->checksum && !is_late_ip(p))
+		return DROP_MALFORMED;
 	flags = port->flags;
 	if (p->l4 == IPPROTO_UDP) {
 		reason = guard_udp(skb, p, port);
@@ -223,6 +226,9 @@ static __always_inline __u32 guard(struct __sk_buff *skb, struct packet *p, cons
 	__u32 flags = port->flags, reason, content = DROP_NONE;
 	bool group = is_group(p->dst);
 
+	p->checksum = late_checksum(skb, p->length);
+	if (p->checksum && !is_late(p))
+		return DROP_MALFORMED;
 	if (group) {
 		reason = control_address(p->dst);
 		if (!may_control(flags, reason))

@@ -43,7 +43,8 @@ struct packet {
 	__u8  hop_limit;
 	__u8  icmp;                /* ICMPv6 type */
 	__u8  control;             /* guard found a control frame that the port may send: it stays on this host */
-	__u8  pad[3];
+	__u8  pad;
+	__u16 checksum;            /* where a checksum is yet to be written: see late.h; 0: nowhere */
 	struct ip_addr saddr, daddr;
 };
 

@@ -82,6 +82,9 @@ func (w *walk) controlContent() (kind table.Reason, what string) {
 
 // guard is rules 5 to 7. here says that the frame is a control frame to a group, which is allowed, but stays on this host.
 func (w *walk) guard() (r table.Reason, here bool) {
+	if r = w.late(); r != table.DropNone {
+		return r, false
+	}
 	for _, of := range []func() (table.Reason, string){w.controlAddress, w.controlContent} {
 		kind, what := of()
 		if kind == table.DropNone {

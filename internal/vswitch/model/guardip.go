@@ -31,6 +31,9 @@ func (w *walk) guardIP() table.Reason {
 		}
 		return r
 	}
+	if r := w.lateIP(); r != table.DropNone {
+		return r
+	}
 	dhcp, r := w.guardDHCP()
 	if r != table.DropNone {
 		return r

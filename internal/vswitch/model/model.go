@@ -75,6 +75,8 @@ type Frame struct {
 	Bytes   []byte
 	Tag     Tag
 	GSOSize uint32
+	// Checksum is where in Bytes, less a tag that is there, the kernel is yet to write a checksum; 0: nowhere.
+	Checksum int
 	// Now is CLOCK_BOOTTIME, Monotonic CLOCK_MONOTONIC, both in ns: leases go by the one, rates by the other.
 	Now, Monotonic uint64
 }
