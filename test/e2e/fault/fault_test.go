@@ -295,6 +295,8 @@ func (r *run) compareVM(vm *v1.VM, qemus []lab.QEMU) error {
 	switch {
 	case vm.GetMeta().GetDeleteTime() != nil:
 		return errors.New("is not deleted yet: " + how)
+	case st.GetPhase() == v1.VMPhase_VM_PHASE_FAILED && strings.Contains(st.GetMessage(), "it runs; stop it") && len(on) == 0:
+		return nil // a clone whose source was started before its host came to copy it waits, and says for what
 	case st.GetBusy() != "" || st.GetObservedGeneration() != vm.GetMeta().GetGeneration():
 		return errors.New("is not at rest: " + how)
 	case power == v1.Power_POWER_ON && (st.GetPhase() != v1.VMPhase_VM_PHASE_RUNNING || len(on) != 1 || on[0].Host != st.GetOwner()):
