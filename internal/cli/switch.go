@@ -36,8 +36,11 @@ func (a *App) switchShowCommand() *cobra.Command {
 			}
 			t := table.Table{Headers: []string{"HOST", "SITE", "STATE", "UPLINKS", "OVERLAY", "NETWORKS", "PORTS", "REGISTERED", "PROBLEMS"}, Right: map[int]bool{5: true, 6: true, 7: true}}
 			for _, h := range v.GetHosts() {
-				up := 0
+				up, all := 0, 0
 				for _, u := range h.GetUplinks() {
+					if u.GetTeam() != "" {
+						all++
+					}
 					if u.GetActive() {
 						up++
 					}
@@ -46,7 +49,7 @@ func (a *App) switchShowCommand() *cobra.Command {
 				if overlay != "" {
 					overlay += fmt.Sprintf(" mtu %d", h.GetStatus().GetOverlayMtu())
 				}
-				t.Add(table.Text(h.GetHost()), table.Text(h.GetSite()), hostSwitchState(h, v.GetRevision()), table.Text(fmt.Sprintf("%d of %d active", up, len(h.GetUplinks()))),
+				t.Add(table.Text(h.GetHost()), table.Text(h.GetSite()), hostSwitchState(h, v.GetRevision()), table.Text(fmt.Sprintf("%d of %d active", up, all)),
 					table.Text(overlay), table.Text(fmt.Sprint(len(h.GetNetworks()))), table.Text(fmt.Sprint(h.GetStatus().GetPorts())),
 					table.Text(fmt.Sprint(h.GetStatus().GetRegistrations())), table.Text(strings.Join(h.GetStatus().GetForeignPrograms(), "; ")))
 			}

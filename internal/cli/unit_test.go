@@ -245,3 +245,21 @@ func TestExample(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// A guest learns of an address in its NIC's spec by a cloud-init seed: whoever gives one wants it.
+func TestStaticAddressesBringASeed(t *testing.T) {
+	for nic, want := range map[string]bool{"network=lan": false, "network=lan,address=192.0.2.9/24": true} {
+		f := vmFlags{kernel: "tiny", nics: []string{nic}}
+		s := &v1.VMSpec{}
+		a := &App{}
+		if err := f.nicsOf(a, s); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.cloudInitOf(a, s); err != nil {
+			t.Fatal(err)
+		}
+		if s.GetCloudInit().GetEnabled() != want {
+			t.Errorf("%s: seed %v, want %v", nic, s.GetCloudInit(), want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -234,7 +235,8 @@ func (f *vmFlags) cloudInitOf(a *App, s *v1.VMSpec) (err error) {
 		}
 		return nil
 	}
-	if asked || f.image != "" && f.kernel == "" {
+	static := slices.ContainsFunc(s.Nics, func(n *v1.NICSpec) bool { return len(n.Addresses) > 0 }) // which the guest learns of by the seed
+	if asked || static || f.image != "" && f.kernel == "" {
 		s.CloudInit = c
 	}
 	return nil

@@ -408,7 +408,7 @@ func (b *board) hold(key string, h holder) {
 		list[i] = h
 	case h.own:
 		list = slices.Insert(list, 0, h)
-	case virtualMAC(h.reg.Mac) && (len(list) == 0 || !list[0].own):
+	case resource.VirtualMAC(h.reg.Mac) && (len(list) == 0 || !list[0].own):
 		list = slices.Insert(list, 0, h)
 	default:
 		list = append(list, h)

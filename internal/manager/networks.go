@@ -212,12 +212,21 @@ func (m *Manager) checkFit(f *resource.Faults, old, n *v1.Network) {
 		return // it is no worse than it was
 	}
 	hosts, _ := m.Hosts.cache.List()
+	told := 0
 	for _, h := range hosts {
 		for _, why := range tooNarrow(h, n.Spec) {
-			f.Add("spec.mtu", "MTU_TOO_LARGE", "host %q: %s", h.Meta.Name, why)
+			if told++; told <= mostNarrow {
+				f.Add("spec.mtu", "MTU_TOO_LARGE", "host %q: %s", h.Meta.Name, why)
+			}
 		}
 	}
+	if told > mostNarrow {
+		f.Add("spec.mtu", "MTU_TOO_LARGE", "and %d more of this kind", told-mostNarrow)
+	}
 }
+
+// mostNarrow bounds how many places are named that can't carry an MTU: of a hundred hosts most have the same fault.
+const mostNarrow = 3
 
 func sameSides(a, b *v1.NetworkSpec) bool {
 	return resource.HasOverlay(a) == resource.HasOverlay(b) && a.GetOverlay().GetEncrypted() == b.GetOverlay().GetEncrypted() &&

@@ -83,7 +83,7 @@ func (b *board) losers(names []string) map[string]bool {
 			continue
 		}
 		for key := range p.wants {
-			if list := b.holders[key]; len(list) > 0 && list[0].port != name && !virtualMAC(list[0].reg.Mac) {
+			if list := b.holders[key]; len(list) > 0 && list[0].port != name && !resource.VirtualMAC(list[0].reg.Mac) {
 				found[name] = true
 			}
 		}

@@ -3,7 +3,6 @@ package manager
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -68,7 +67,7 @@ func granted(st *v1.PortStatus, e *v1.PortProfileSpec) []string {
 	room := int(e.GetSecurity().GetMacLimit()) - 1
 	for _, mac := range st.GetMacs() {
 		switch {
-		case virtualMAC(mac):
+		case resource.VirtualMAC(mac):
 			if e.GetGuards().GetVirtualRouter() != v1.Toggle_TOGGLE_ON {
 				list = append(list, mac)
 			}
@@ -111,14 +110,6 @@ func sameAddress(a, b string) bool {
 	x, err1 := netip.ParseAddr(a)
 	y, err2 := netip.ParseAddr(b)
 	return err1 == nil && err2 == nil && x.Unmap() == y.Unmap()
-}
-
-// virtualPrefixes begin the MACs of virtual routers: VRRP and CARP, HSRP, GLBP.
-var virtualPrefixes = []string{"00:00:5e:00:01:", "00:00:5e:00:02:", "00:00:0c:07:ac:", "00:00:0c:9f:f", "00:05:73:a0:0", "00:07:b4:"}
-
-// virtualMAC reports whether a MAC is one of a virtual router, which moves from port to port.
-func virtualMAC(mac string) bool {
-	return slices.ContainsFunc(virtualPrefixes, func(p string) bool { return strings.HasPrefix(mac, p) })
 }
 
 // show is a port as callers see it; nil if there is none. The board's lock is held.

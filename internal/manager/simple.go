@@ -3,8 +3,8 @@ package manager
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
+	"strings"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -90,7 +90,7 @@ func deleteSimple[T Object](ctx context.Context, r *Registry[T], name string, re
 		return r.zero, err
 	}
 	if list := users(obj); len(list) > 0 {
-		return r.zero, &resource.Error{Code: resource.Precondition, Kind: r.kind, Name: name, Reason: "IN_USE", Message: fmt.Sprintf("is used by %v", list), Remedy: "delete or change them first"}
+		return r.zero, &resource.Error{Code: resource.Precondition, Kind: r.kind, Name: name, Reason: "IN_USE", Message: "is used by " + strings.Join(list, ", "), Remedy: "delete or change them first"}
 	}
 	return r.seen(obj), r.remove(ctx, name, obj.GetMeta().Revision)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 
 	v1 "drover/api/drover/v1"
@@ -77,6 +78,14 @@ func NormalMAC(s string) (string, error) {
 		return "", fmt.Errorf("%q is no address", s)
 	}
 	return hw.String(), nil
+}
+
+// virtualPrefixes begin the MACs of virtual routers: VRRP and CARP, HSRP, GLBP.
+var virtualPrefixes = []string{"00:00:5e:00:01:", "00:00:5e:00:02:", "00:00:0c:07:ac:", "00:00:0c:9f:f", "00:05:73:a0:0", "00:07:b4:"}
+
+// VirtualMAC reports whether a normal MAC is one of a virtual router, which moves from port to port.
+func VirtualMAC(mac string) bool {
+	return slices.ContainsFunc(virtualPrefixes, func(p string) bool { return strings.HasPrefix(mac, p) })
 }
 
 // begin checks what every kind has in common.

@@ -90,7 +90,7 @@ func CheckProfile(p *v1.PortProfile) error {
 	case isCommunity && s.GetCommunity() == 0:
 		f.Add("spec.community", "COMMUNITY_MISSING", "a port of a community needs its number, 1 to %d", maxCommunity)
 	case !isCommunity && s.GetCommunity() != 0:
-		f.Add("spec.community", "CONTRADICTION", "is only used together with private_role PRIVATE_ROLE_COMMUNITY")
+		f.Add("spec.community", "CONTRADICTION", "only a port with private_role community is in one")
 	}
 	checkRate(f, "spec.qos.in", s.GetQos().GetIn(), true)
 	checkRate(f, "spec.qos.out", s.GetQos().GetOut(), false)

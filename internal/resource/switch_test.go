@@ -263,3 +263,19 @@ func FuzzParseVLANs(f *testing.F) {
 		}
 	})
 }
+
+func TestVirtualMAC(t *testing.T) {
+	for mac, is := range map[string]bool{
+		"00:00:5e:00:01:07": true, "00:00:5e:00:02:07": true, "00:00:5e:00:03:07": false, "00:00:0c:07:ac:01": true, "00:00:0c:9f:f1:01": true,
+		"00:00:0c:9f:e1:01": false, "00:05:73:a0:0f:ff": true, "00:05:73:a0:1f:ff": false, "00:07:b4:00:01:02": true, "52:54:00:00:00:01": false,
+	} {
+		if VirtualMAC(mac) != is {
+			t.Errorf("%s is a virtual router's: %v, want %v", mac, !is, is)
+		}
+		f := FaultsOf(KindVM, "v")
+		checkNICs(f, &v1.VMSpec{Nics: []*v1.NICSpec{{Name: "n0", Network: "lan", Mac: mac}}}, nil)
+		if err := f.Err(); (err != nil) != is {
+			t.Errorf("a NIC with %s: %v", mac, err)
+		}
+	}
+}

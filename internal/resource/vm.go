@@ -278,6 +278,8 @@ func checkNICs(f *Faults, s *v1.VMSpec, hw *guest.Hardware) {
 		mac, err := NormalMAC(n.Mac)
 		if err != nil {
 			f.Add(at+".mac", "MAC_INVALID", "%v", err)
+		} else if VirtualMAC(mac) {
+			f.Add(at+".mac", "MAC_INVALID", "%s is for virtual routers, which move; a NIC has a MAC of its own", mac)
 		} else if macs[mac] {
 			f.Add(at+".mac", "MAC_TAKEN", "%s stands twice in this VM", mac)
 		}
