@@ -3,6 +3,7 @@
 #ifndef DROVER_ANSWER_H
 #define DROVER_ANSWER_H
 
+#include "bound.h"
 #include "parse.h"
 
 #define ARP_BYTES 28
@@ -96,6 +97,8 @@ __noinline int answer_nd(struct __sk_buff *skb, struct packet *p)
 		return 0;
 	key.net = p->net;
 	__builtin_memcpy(&key.ip, sum.nd.target, 16);
+	if (is_mapped(&key.ip)) /* a row of IPv4 */
+		return 0;
 	b = holder(p, &key);
 	if (!b)
 		return 0;

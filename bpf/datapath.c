@@ -101,10 +101,13 @@ static __always_inline __u32 from_port(struct __sk_buff *skb, struct packet *p, 
 	reason = port_network(skb, p, &tag, from);
 	if (reason)
 		return reason;
-	network = bpf_map_lookup_elem(&networks, &p->net);
-	if (!network)
+	flags = from->network_flags;
+	if (tag.proto) {
+		network = bpf_map_lookup_elem(&networks, &p->net);
+		flags = network ? network->flags | NETWORK_HERE : 0;
+	}
+	if (!(flags & NETWORK_HERE))
 		return DROP_NETWORK;
-	flags = network->flags;
 	reason = guard(skb, p, from);
 	if (reason)
 		return reason;
@@ -271,7 +274,7 @@ static __always_inline __u32 from_uplink(struct __sk_buff *skb, struct packet *p
 	}
 	if (network_bytes(skb, p) > network->mtu)
 		return DROP_MTU;
-	if (flags & NETWORK_SNOOPING && is_group(p->dst) && is_membership(skb, p))
+	if (flags & NETWORK_SNOOPING && is_group(p->dst) && parse_network(skb, p) == DROP_NONE && is_group_news(p))
 		punt(skb, p, PUNT_GROUP, 0);
 	reason = arrive(skb, p, flags, uplink->team, action);
 	if (shared && !tag.vid && is_group(p->dst)) {

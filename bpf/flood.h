@@ -15,6 +15,7 @@ struct flood {
 	__u32 dscp;
 	__u32 team;                /* FROM_UPLINK: of the uplink that it came by */
 	__u32 snooped;             /* goes to those only who listen to the group, daddr */
+	__u32 report;              /* says who listens: goes to routers only */
 	__u32 sent;
 	__u32 withheld;            /* from members that get it by another uplink */
 };
@@ -35,13 +36,31 @@ static __always_inline bool is_snooped(const struct packet *p)
 	return d[2] != bpf_htonl(1) || (d[3] & bpf_htonl(0xff000000)) != bpf_htonl(0xff000000);
 }
 
-/* is_listed says whether a member listens to the group that a snooped frame is for. */
-static __always_inline bool is_listed(const struct packet *p, const struct member *m)
+/*
+ * is_report tells reports of IGMPv1, IGMPv2 and MLDv1. Hosts that hear another's keep their own back, and the switch would not know of them: only routers
+ * may hear them (RFC 4541, 2.1.1).
+ */
+static __always_inline bool is_report(struct __sk_buff *skb, const struct packet *p)
 {
+	__u8 type;
+
+	if (p->family != 4)
+		return p->family == 6 && p->icmp == 131;
+	if (p->l4 != IPPROTO_IGMP || p->fragment == 2 || bpf_skb_load_bytes(skb, p->l4_offset, &type, sizeof(type)))
+		return false;
+	return type == 0x12 || type == 0x16;
+}
+
+/* is_listed says whether a member listens to the group that a snooped frame is for. */
+static __always_inline bool is_listed(const struct flood *f, const struct member *m)
+{
+	const struct packet *p = f->p;
 	struct group_key key = { .net = p->net, .target = m->target, .place = m->place };
 
 	if (m->flags & (MEMBER_ALL_GROUPS | MEMBER_PROMISCUOUS))
 		return true;
+	if (f->report)
+		return false;
 	__builtin_memcpy(&key.group, &p->daddr, sizeof(key.group));
 	return bpf_map_lookup_elem(&groups, &key);
 }
@@ -81,7 +100,7 @@ static long flood_row(__u32 row, struct flood *f)
 	}
 	if (m->place != PLACE_LOCAL || m->target == f->p->ifindex)
 		return 0;
-	if (f->mode == FLOOD_WATCHERS ? !(m->flags & MEMBER_PROMISCUOUS) || m->target == f->skip : f->snooped && !is_listed(f->p, m))
+	if (f->mode == FLOOD_WATCHERS ? !(m->flags & MEMBER_PROMISCUOUS) || m->target == f->skip : f->snooped && !is_listed(f, m))
 		return 0;
 	ifindex = m->target;
 	to = bpf_map_lookup_elem(&ports, &ifindex);
@@ -118,8 +137,10 @@ __noinline __u32 flood(struct __sk_buff *skb, struct packet *p, __u32 mode, __u3
 	from = p->origin == FROM_PORT ? bpf_map_lookup_elem(&ports, &index) : NULL;
 	if (from && from->flags & PORT_MARK)
 		f.dscp = from->dscp;
-	if (flags & NETWORK_SNOOPING && mode != FLOOD_WATCHERS && !is_broadcast(p->dst))
-		f.snooped = parse_network(skb, p) == DROP_NONE && is_snooped(p);
+	if (flags & NETWORK_SNOOPING && mode != FLOOD_WATCHERS && !is_broadcast(p->dst) && parse_network(skb, p) == DROP_NONE) {
+		f.report = is_report(skb, p);
+		f.snooped = f.report || is_snooped(p);
+	}
 	bpf_loop(network->members, flood_row, &f, 0);
 	if (mode == FLOOD_EVERYWHERE && flags & NETWORK_UPLINK) {
 		index = to_uplink(skb, p);

@@ -141,11 +141,6 @@ static __always_inline __u32 guard_udp(struct __sk_buff *skb, const struct packe
 	return DROP_NONE;
 }
 
-static __always_inline bool is_group_ip(const struct packet *p)
-{
-	return p->family == 4 ? (p->daddr.b[12] & 0xf0) == 0xe0 : p->daddr.b[0] == 0xff;
-}
-
 /* is_virtual_router tells VRRP and CARP, HSRP 1 and 2, HSRP for IPv6, GLBP. */
 static __always_inline bool is_virtual_router(const struct packet *p)
 {
@@ -162,13 +157,6 @@ static __always_inline bool is_rootless(const struct packet *p)
 	if (!is_unspecified(&p->saddr))
 		return false;
 	return p->icmp == 133 || p->icmp == 135 || p->icmp == 143 || p->icmp == 131 || p->icmp == 132;
-}
-
-static __always_inline bool is_group_report(const struct packet *p)
-{
-	if (p->family == 4)
-		return p->l4 == IPPROTO_IGMP;
-	return (p->icmp >= 130 && p->icmp <= 132) || p->icmp == 143;
 }
 
 /* guard_ip is rule 7 for IPv4 and IPv6. */
@@ -208,7 +196,7 @@ __noinline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct 
 	if (p->l4 == IPPROTO_UDP) {
 		if (flags & PORT_DHCP_SNOOP && p->dport == (p->family == 4 ? 67 : 547))
 			punt(skb, p, PUNT_DHCP, 0);
-	} else if (is_group_report(p)) {
+	} else if (is_group_news(p)) {
 		net = p->net;
 		network = bpf_map_lookup_elem(&networks, &net);
 		if (network && network->flags & NETWORK_SNOOPING)
@@ -230,7 +218,7 @@ static __always_inline __u32 guard(struct __sk_buff *skb, struct packet *p, cons
 	if (p->checksum && !is_late(p))
 		return DROP_MALFORMED;
 	if (group) {
-		reason = control_address(p->dst);
+		reason = p->proto == ETH_P_BEACON && is_beacon(p->dst) ? DROP_L2_CONTROL : control_address(p->dst);
 		if (!may_control(flags, reason))
 			return reason;
 		p->control = reason != DROP_NONE;

@@ -89,6 +89,7 @@ struct port {
 	__u32 priority;            /* skb->priority: an HTB class */
 	__u32 mirror_ifindex;      /* SPAN: a port of this host; 0: none, or by the capture ring (ERSPAN) */
 	__u32 generation;          /* of the policy */
+	__u32 network_flags;       /* of the row of net, and NETWORK_HERE; 0: it has none. A copy, as every frame would pay for the lookup */
 	__u32 ip4[INLINE_IP4];     /* network order */
 	struct ip_addr ip6[INLINE_IP6];
 };
@@ -114,6 +115,7 @@ enum network_flag {
 	NETWORK_SNOOPING = 1 << 2,  /* multicast goes to members of the group only */
 	NETWORK_WATCHED  = 1 << 3,  /* a promiscuous port of it is on this host */
 	NETWORK_PROXY    = 1 << 4,  /* ARP and ND are answered from registration */
+	NETWORK_HERE     = 1 << 30, /* in port.network_flags alone */
 };
 struct network {
 	__u32 flags;
@@ -180,7 +182,7 @@ struct uplink { __u32 slot; __u32 team; __u32 flags; __u8 mac[6]; __u16 pad; };
 struct team { __u32 bucket[TEAM_BUCKETS]; __u32 hash; __u32 pad; };
 
 /* vteps: HASH id -> tunnel endpoint; vtep_sources: HASH address -> id, the only sources that are believed. */
-struct vtep { struct ip_addr addr; __u32 family; /* AF_INET 2, AF_INET6 10 */ __u32 ifindex; /* the VXLAN device */ };
+struct vtep { struct ip_addr addr; __u32 family; /* AF_INET 2, AF_INET6 10 */ __u32 ifindex; /* the VXLAN device */ struct ip_addr local; /* this host's outer address; ::: as the route says */ };
 
 /* ---- meters: ARRAY slot ------------------------------------------------------------------------------------------- */
 

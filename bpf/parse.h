@@ -187,6 +187,21 @@ static __always_inline __u32 parse_ip6(struct __sk_buff *skb, struct packet *p)
 	return parse_upper(skb, p, end, (void *)(ip + 1) + 4 <= data_end ? (__be16 *)(ip + 1) : NULL);
 }
 
+static __always_inline bool is_group_ip(const struct packet *p)
+{
+	return p->family == 4 ? (p->daddr.b[12] & 0xf0) == 0xe0 : p->daddr.b[0] == 0xff;
+}
+
+/* is_group_news tells who listens to groups, and who routes them: IGMP, MLD, and PIM to a group. */
+static __always_inline bool is_group_news(const struct packet *p)
+{
+	if (p->l4 == IPPROTO_PIM)
+		return is_group_ip(p);
+	if (p->family == 4)
+		return p->l4 == IPPROTO_IGMP;
+	return p->family == 6 && ((p->icmp >= 130 && p->icmp <= 132) || p->icmp == 143);
+}
+
 /* parse_here does the work of parse_network, in line: for the one place that every frame of a guarded port comes by. */
 static __always_inline __u32 parse_here(struct __sk_buff *skb, struct packet *p)
 {

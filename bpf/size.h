@@ -14,16 +14,6 @@ static __always_inline __u32 network_bytes(struct __sk_buff *skb, struct packet 
 	return p->length - ETH_HLEN;
 }
 
-/* is_membership tells IGMP and MLD. */
-static __always_inline bool is_membership(struct __sk_buff *skb, struct packet *p)
-{
-	if (parse_network(skb, p))
-		return false;
-	if (p->family == 4)
-		return p->l4 == IPPROTO_IGMP;
-	return p->family == 6 && (p->icmp == 130 || p->icmp == 131 || p->icmp == 132 || p->icmp == 143);
-}
-
 /* set_dscp sets the class of an IP packet and leaves its congestion bits alone (RFC 3168). */
 static __always_inline void set_dscp(struct __sk_buff *skb, struct packet *p, __u8 dscp)
 {

@@ -89,8 +89,10 @@ __noinline __u32 to_tunnel(struct __sk_buff *skb, struct packet *p, __u32 host, 
 	if (vtep->family == AF_INET6) {
 		flags |= BPF_F_TUNINFO_IPV6; /* no checksum there either: RFC 6935; the device takes such packets */
 		__builtin_memcpy(key.remote_ipv6, vtep->addr.b, 16);
+		__builtin_memcpy(key.local_ipv6, vtep->local.b, 16);
 	} else {
 		key.remote_ipv4 = bpf_ntohl(*(__be32 *)(vtep->addr.b + 12));
+		key.local_ipv4 = bpf_ntohl(*(__be32 *)(vtep->local.b + 12));
 	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
 		return 0;

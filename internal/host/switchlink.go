@@ -299,7 +299,7 @@ const markSwitch = "switch"
 // ensureOverlay makes the tunnel device, and says whether anything changed. It is made only once there is a network that needs it.
 func (f *fabric) ensureOverlay() bool {
 	before, facts := f.vxlan, f.overlay
-	f.vxlan = compile.Overlay{EncryptedReason: before.EncryptedReason, Encrypted: before.Encrypted}
+	f.vxlan = compile.Overlay{EncryptedReason: before.EncryptedReason, Encrypted: before.Encrypted, Tunnel: before.Tunnel}
 	address, mtu, err := f.overlayAddress()
 	if err != nil {
 		f.vxlan.Reason = err.Error()
@@ -307,7 +307,7 @@ func (f *fabric) ensureOverlay() bool {
 		return f.vxlan != before || facts != f.overlay
 	}
 	f.overlay = overlayFacts{address, mtu}
-	f.vxlan.MTU, f.vxlan.Six = mtu, address.Is6()
+	f.vxlan.MTU, f.vxlan.Six, f.vxlan.Address = mtu, address.Is6(), address
 	if before.Ifindex != 0 {
 		if l, err := f.a.net.Link(f.overlayDevice().Name); err == nil && l.Index == int(before.Ifindex) && l.Up {
 			f.vxlan.Ifindex = before.Ifindex

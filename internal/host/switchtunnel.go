@@ -42,9 +42,12 @@ func (f *fabric) loadTunnelKey() {
 func (f *fabric) ensureTunnel(ctx context.Context) bool {
 	before := f.vxlan
 	err := f.applyTunnel(ctx)
-	f.vxlan.Encrypted, f.vxlan.EncryptedReason = err == nil, ""
+	f.vxlan.Encrypted, f.vxlan.EncryptedReason, f.vxlan.Tunnel = err == nil, "", netip.Addr{}
+	if err == nil {
+		f.vxlan.Tunnel, err = resource.TunnelAddress(f.a.id.UID)
+	}
 	if err != nil {
-		f.vxlan.EncryptedReason = err.Error()
+		f.vxlan.Encrypted, f.vxlan.EncryptedReason = false, err.Error()
 	}
 	return f.vxlan != before
 }

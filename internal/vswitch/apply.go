@@ -39,7 +39,7 @@ func (e *PortError) Unwrap() error { return e.Err }
 // has their address. Ports that are no more go first; then comes what ports refer to; then the ports; then what nothing refers to any more.
 //
 // A port for which a row could not be written is left without a row of its own, or loses it: the error has a PortError for it. The others are as wanted.
-// Members may get other rows than in want: see arrange. Network.Members, the tokens of meters and the capture flags are not taken from want.
+// Members may get other rows than in want: see arrange. Network.Members, Port.NetworkFlags, the tokens of meters and the capture flags are not taken from want.
 //
 // The first Apply after Open found maps of another layout switches the links to them; it does that also if rows were refused, but not if ctx has ended.
 func (d *Datapath) Apply(ctx context.Context, want *table.Tables) error {
@@ -202,7 +202,7 @@ func (d *Datapath) wantPorts(want *table.Tables) map[uint32]table.Port {
 		if d.captured[ifindex] > 0 {
 			p.Flags |= table.PortCapture
 		}
-		out[ifindex] = p
+		out[ifindex] = want.Row(p)
 	}
 	return out
 }

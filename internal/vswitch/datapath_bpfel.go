@@ -184,6 +184,7 @@ type datapathPort struct {
 	Priority      uint32
 	MirrorIfindex uint32
 	Generation    uint32
+	NetworkFlags  uint32
 	Ip4           [4]uint32
 	Ip6           [4]datapathIpAddr
 }
@@ -237,6 +238,7 @@ type datapathVtep struct {
 	Addr    datapathIpAddr
 	Family  uint32
 	Ifindex uint32
+	Local   datapathIpAddr
 }
 
 // Names of all BPF objects in the ELF.

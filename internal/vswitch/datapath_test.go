@@ -120,7 +120,7 @@ func tables(devices []int, remote int) *table.Tables {
 	return t
 }
 
-// holds compares the maps to want; members by who is in, not by row.
+// holds compares the maps to want; members by who is in, not by row, and ports with what the loader copies into them.
 func holds(t testing.TB, d *Datapath, want *table.Tables) {
 	t.Helper()
 	got, err := d.Tables()
@@ -150,6 +150,10 @@ func holds(t testing.TB, d *Datapath, want *table.Tables) {
 		w.Networks[net] = n
 	}
 	w.Members = got.Members
+	w.Ports = map[uint32]table.Port{}
+	for i, p := range want.Ports {
+		w.Ports[i] = want.Row(p)
+	}
 	if diff := cmp.Diff(&w, got); diff != "" {
 		t.Errorf("maps differ (-want +got):\n%.4000s", diff)
 	}

@@ -112,6 +112,28 @@ func TestSnooping(t *testing.T) {
 			p.gets(frame)
 		}
 	}
+	// Reports of versions whose hosts keep their own back go to routers alone, others to all who listen.
+	report := func(kind byte) []byte {
+		f := groupFrame(t, mac(1), "239.1.1.1")
+		f[23], f[34] = 2, kind
+		return f
+	}
+	mld := func(kind byte) []byte {
+		f := groupFrame(t, mac(1), "ff05::1:3")
+		f[20], f[54] = 58, kind
+		return f
+	}
+	for _, frame := range [][]byte{report(0x12), report(0x16), mld(131)} {
+		a.send(frame)
+		router.gets(frame)
+		listens.getsNothing()
+	}
+	for _, frame := range [][]byte{report(0x11), mld(130)} {
+		a.send(frame)
+		router.gets(frame)
+		listens.gets(frame)
+	}
+	deaf.getsNothing()
 	frame := raw(table.MAC{1, 2, 3}, mac(1), 60) // no IP: nobody can ask for it
 	a.send(frame)
 	deaf.gets(frame)

@@ -73,6 +73,7 @@ func (g *guarded) set(t testing.TB, flags table.PortFlag, m table.Meter) {
 	t.Helper()
 	port := g.want.Ports[uint32(g.dev)]
 	port.Flags = flags
+	port = g.want.Row(port)
 	must(t, g.objs.Ports.Put(uint32(g.dev), &port))
 	must(t, g.objs.Meters.Put(uint32(guardSlot), &m))
 }
@@ -227,6 +228,10 @@ func TestGuards(t *testing.T) {
 		{"tunnelled bpdu", plain, rawFrame(ownMAC, ctl(1, 0, 0xc, 0xcd, 0xcd, 0xd0), 50, 0x42, 0x42, 3), table.DropL2Control},
 		{"isl", plain, rawFrame(ownMAC, ctl(3, 0, 0xc, 0, 0, 0), 50, 1, 2, 3), table.DropL2Control},
 		{"lldp", plain, rawFrame(ownMAC, ctl(1, 0x80, 0xc2, 0, 0, 0xe), 0x88cc, 2, 7), table.DropL2Control},
+		{"beacon of a host", plain, rawFrame(ownMAC, ctl(3, 'D', 'R', 'O', 'V', 'E'), 0x88b5, 1), table.DropL2Control},
+		{"beacon of a host, allowed", table.PortL2Control, rawFrame(ownMAC, ctl(3, 'D', 'R', 'O', 'V', 'E'), 0x88b5, 1), table.DropNone},
+		{"0x88b5 to others", plain, rawFrame(ownMAC, ctl(3, 'D', 'R', 'O', 'V', 'F'), 0x88b5, 1), table.DropNone},
+		{"something else to the beacons' group", plain, rawFrame(ownMAC, ctl(3, 'D', 'R', 'O', 'V', 'E'), 0x88b6, 1), table.DropNone},
 		{"lldp to a unicast address", plain, rawFrame(ownMAC, otherMAC, 0x88cc, 2, 7), table.DropL2Control},
 		{"lacp", plain, rawFrame(ownMAC, ctl(1, 0x80, 0xc2, 0, 0, 2), 0x8809, 1), table.DropL2Control},
 		{"pause to a unicast address", plain, rawFrame(ownMAC, otherMAC, 0x8808, 0, 1), table.DropL2Control},

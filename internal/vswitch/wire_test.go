@@ -321,6 +321,44 @@ func TestTunnel(t *testing.T) {
 	}
 }
 
+// TestTunnelSource has two hosts of which one has two addresses: the other one believes the one only that the manager named, which is not the one that the route prefers.
+func TestTunnelSource(t *testing.T) {
+	for name, six := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			one, two := tunnelBeds(t, six)
+			named := netip.MustParseAddr("192.0.2.77") // Linux prefers the first
+			second := netip.PrefixFrom(named, 24)
+			if six {
+				named, second = netip.MustParseAddr("2001:db8::1"), netip.MustParsePrefix("2001:db8::77/64") // and here the last
+			}
+			must(t, one.net.EnsureAddress(nil, "under0", second))
+			a, c := one.port("a", 1, nil), two.port("c", 2, nil)
+			one.want.FDB[table.FDBKey{Net: 7, MAC: mac(2)}] = table.FDBEntry{Target: 2, Place: table.PlaceTunnel}
+			two.want.VTEPSources = map[table.IP]uint32{table.IPOf(named): 1}
+			one.apply()
+			two.apply()
+			frame := raw(mac(2), mac(1), 60)
+			before := two.dropped(0, table.DropVTEP)
+			a.send(frame)
+			for range 1000 { // the other host's softirq may run a moment later
+				if two.dropped(0, table.DropVTEP) > before {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if two.dropped(0, table.DropVTEP) == before {
+				t.Fatal("the route prefers the named address: this test shows nothing")
+			}
+			v := one.want.VTEPs[2]
+			v.Local = table.IPOf(named)
+			one.want.VTEPs[2] = v
+			one.apply()
+			a.send(frame)
+			c.gets(frame)
+		})
+	}
+}
+
 // TestTunnelSegments wants a large TCP frame to cross the tunnel.
 func TestTunnelSegments(t *testing.T) {
 	one, two := tunnelBeds(t, false)

@@ -33,6 +33,9 @@ func Compile(in Input) *Result {
 		t.Networks[net] = v.network(c)
 		v.uplinkVLANs(t, c)
 	}
+	if in.Overlay.Ifindex != 0 {
+		t.Meters[0] = table.Meter{Punt: bucket(uplinkPunts, 2*uplinkPunts)} // the tunnels' slot
+	}
 	teams := map[string]Team{}
 	for _, x := range in.Teams {
 		teams[x.Name] = x
@@ -80,7 +83,7 @@ func (v *View) uplink(t *table.Tables, u Uplink) {
 	t.Meters[u.Slot] = table.Meter{Punt: bucket(uplinkPunts, 2*uplinkPunts)}
 }
 
-// Punts a second: of a port, so that a guest can't keep the agent busy; of an uplink, which many VMs of other hosts are behind.
+// Punts a second: of a port, so that a guest can't keep the agent busy; of an uplink, or of all tunnels, which many VMs of other hosts are behind.
 const (
 	portPunts   = 200
 	uplinkPunts = 2000

@@ -243,6 +243,35 @@ func TestPolicy(t *testing.T) {
 				t.Errorf("binding %v of %v", b, r.Tables.Bindings)
 			}
 		}},
+		"leases of a trunk": {func(in *Input) {
+			trunk(in)
+			in.Ports[0].Addresses = nil
+			in.Ports[0].Leases = []Lease{{Net: 30, Addr: addr("10.0.3.1"), MAC: mac(1)}}
+		}, nil, func(t *testing.T, r *Result) {
+			flags(table.PortMoreIPs, 0)(t, r)
+			if p := r.Tables.Ports[5]; p.IP4Count != 0 || r.Tables.Bindings[table.BindingKey{Net: 30, IP: table.IPOf(addr("10.0.3.1"))}].Ifindex != 5 {
+				t.Errorf("a lease in one network is good in all: %+v, bindings %v", p, r.Tables.Bindings)
+			}
+		}},
+		"tunnels' punts": {func(in *Input) {}, nil, func(t *testing.T, r *Result) {
+			if r.Tables.Meters[0].Punt != bucket(2000, 4000) {
+				t.Errorf("meter of tunnels %+v", r.Tables.Meters[0])
+			}
+		}},
+		"own outer addresses": {func(in *Input) { in.Overlay.Address, in.Overlay.Tunnel = addr("192.0.2.1"), addr("fd64::1") }, nil, func(t *testing.T, r *Result) {
+			for outer, want := range map[string]string{"192.0.2.2": "192.0.2.1", "192.0.2.3": "192.0.2.1", "fd64::3": "fd64::1"} {
+				if row := r.Tables.VTEPs[r.Tables.VTEPSources[table.IPOf(addr(outer))]]; row.Local != table.IPOf(addr(want)) {
+					t.Errorf("to %s from %s, want %s", outer, row.Local.Addr(), want)
+				}
+			}
+		}},
+		"other family": {func(in *Input) { in.Overlay.Address = addr("2001:db8::1") }, nil, func(t *testing.T, r *Result) {
+			for _, row := range r.Tables.VTEPs {
+				if row.Local != (table.IP{}) {
+					t.Errorf("to %s from %s", row.Addr.Addr(), row.Local.Addr())
+				}
+			}
+		}},
 		"trunk": {trunk, nil, func(t *testing.T, r *Result) {
 			flags(table.PortTrunk, 0)(t, r)
 			if !reflect.DeepEqual(r.Tables.Trunks, map[table.TrunkKey]uint32{{Ifindex: 5, VID: 301}: 30}) {

@@ -101,6 +101,8 @@ type Overlay struct {
 	Reason  string
 	// MTU is the largest packet on the way to other hosts.
 	MTU int
+	// Address is this host's own, as other hosts know it; Tunnel is that in the encrypted tunnel. Others believe no outer packet from another one. Invalid: as routes say.
+	Address, Tunnel netip.Addr
 	// Six says that outer packets are IPv6.
 	Six bool
 	// Encrypted says that there is an encrypted tunnel to send into; else EncryptedReason says why not.

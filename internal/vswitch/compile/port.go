@@ -242,7 +242,12 @@ func (v *View) inline(p *port, row *table.Port) {
 	all = append(all, sortedAddrs(p.Addresses)...)
 	var leases []netip.Addr
 	for _, l := range p.Leases {
-		leases = append(leases, l.Addr)
+		switch {
+		case isTrunk(p.policy):
+			row.Flags |= table.PortMoreIPs // inline it would be good in all of the trunk's networks
+		case l.Net == p.home.Net:
+			leases = append(leases, l.Addr)
+		}
 	}
 	all = append(all, sortedAddrs(leases)...)
 	seen := map[netip.Addr]bool{}

@@ -80,15 +80,15 @@ func (v *View) takePeers(t *table.Tables, peers []*v1.Peer) {
 			x.physical[n] = true
 		}
 		v.peers[p.GetHost()] = x
-		x.plain = v.endpoint(t, p.GetHost(), p.GetOverlayAddress(), "")
+		x.plain = v.endpoint(t, p.GetHost(), p.GetOverlayAddress(), "", v.overlay.Address)
 		if v.overlay.Encrypted && p.GetTunnelKey() != "" {
-			x.encrypted = v.endpoint(t, p.GetHost(), p.GetTunnelAddress(), "/encrypted")
+			x.encrypted = v.endpoint(t, p.GetHost(), p.GetTunnelAddress(), "/encrypted", v.overlay.Tunnel)
 		}
 	}
 }
 
 // endpoint adds a tunnel end's rows and gives its key, 0 if it has none.
-func (v *View) endpoint(t *table.Tables, host, address, kind string) uint32 {
+func (v *View) endpoint(t *table.Tables, host, address, kind string, local netip.Addr) uint32 {
 	if address == "" || v.overlay.Ifindex == 0 {
 		return 0
 	}
@@ -120,6 +120,9 @@ func (v *View) endpoint(t *table.Tables, host, address, kind string) uint32 {
 	row := table.VTEP{Addr: table.IPOf(a), Family: table.FamilyIP4, Ifindex: v.overlay.Ifindex}
 	if a.Is6() {
 		row.Family = table.FamilyIP6
+	}
+	if local = local.Unmap(); local.IsValid() && local.Is6() == a.Is6() {
+		row.Local = table.IPOf(local)
 	}
 	t.VTEPs[id], t.VTEPSources[row.Addr] = row, id
 	return id

@@ -69,7 +69,7 @@ func (w *walk) answerND() ([]byte, table.IP) {
 		return nil, table.IP{}
 	}
 	target := table.IP(w.b[p.l4Offset+8 : p.l4Offset+24])
-	if target[0] == 0xfe && target[1]&0xc0 == 0x80 {
+	if target[0] == 0xfe && target[1]&0xc0 == 0x80 || target.Addr().Is4() { // ::ffff:a.b.c.d is a row of IPv4
 		return nil, target
 	}
 	owner, ok := w.holder(target)

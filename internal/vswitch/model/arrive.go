@@ -73,7 +73,7 @@ func (w *walk) fromUplink(uplink *table.Uplink) table.Reason {
 	if r := w.fits(w.network.MTU); r != table.DropNone {
 		return r
 	}
-	if w.network.Flags&table.NetworkSnooping != 0 && isGroup(w.dst) && w.isMembership() {
+	if w.network.Flags&table.NetworkSnooping != 0 && isGroup(w.dst) && w.isGroupNews() {
 		w.punt(table.PuntGroup, 0)
 	}
 	r = w.arrive(uplink.Team)
@@ -90,7 +90,7 @@ func (w *walk) news() table.Reason {
 	switch {
 	case w.proto == 0x88cc:
 		kind = table.PuntLLDP
-	case w.proto == 0x88b5 && w.dst == table.MAC{3, 'D', 'R', 'O', 'V', 'E'}:
+	case w.proto == 0x88b5 && w.dst == beacons:
 		kind = table.PuntBeacon
 	case !isReserved(w.dst):
 		return table.DropNone

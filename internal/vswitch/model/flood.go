@@ -57,16 +57,34 @@ func (w *walk) isSnooped() bool {
 	return a != table.IP{0: 0xff, 1: 2, 15: 1} && a != table.IP{0: 0xff, 1: 2, 15: 2} && !solicited
 }
 
+// isReport tells reports of IGMPv1, IGMPv2 and MLDv1: only routers may hear them, as hosts that do keep their own back (RFC 4541, 2.1.1).
+func (w *walk) isReport() bool {
+	if w.network.Flags&table.NetworkSnooping == 0 || w.dst == broadcast || w.parse() != table.DropNone {
+		return false
+	}
+	if w.p.family == 6 {
+		return w.isICMP6() && w.p.icmp == 131
+	}
+	if w.p.family != 4 || w.p.l4 != protoIGMP || w.p.fragment == 2 || w.p.l4Offset >= len(w.b) {
+		return false
+	}
+	return w.b[w.p.l4Offset] == 0x12 || w.b[w.p.l4Offset] == 0x16
+}
+
 // flood sends copies to the members of the frame's network, and by the uplink.
 func (w *walk) flood(mode floodMode, skip, team uint32) table.Reason {
 	sent, withheld := 0, 0
-	snooped := mode != floodWatchers && w.isSnooped()
+	report := mode != floodWatchers && w.isReport()
+	snooped := report || mode != floodWatchers && w.isSnooped()
 	if w.trace && mode != floodWatchers {
 		kind := "a group"
 		if w.dst == broadcast {
 			kind = "everybody"
 		}
-		if snooped {
+		switch {
+		case report:
+			kind = fmt.Sprintf("routers: a report of %s", w.p.dst.Addr())
+		case snooped:
 			kind = fmt.Sprintf("those who listen to %s", w.p.dst.Addr())
 		}
 		w.say("flood", true, "%s: for %s in %s", text(w.dst), kind, w.m.names.Network(w.net))
@@ -81,7 +99,7 @@ func (w *walk) flood(mode floodMode, skip, team uint32) table.Reason {
 			}
 		case m.Place != table.PlaceLocal || m.Target == w.ifindex:
 		case mode == floodWatchers && (m.Flags&table.MemberPromiscuous == 0 || m.Target == skip):
-		case snooped && !w.listens(&m):
+		case snooped && !w.listens(&m, report):
 		default:
 			to, ok := w.m.t.Ports[m.Target]
 			if !ok {
@@ -121,9 +139,9 @@ func (w *walk) flood(mode floodMode, skip, team uint32) table.Reason {
 	return table.DropNone
 }
 
-func (w *walk) listens(m *table.Member) bool {
-	if m.Flags&(table.MemberAllGroups|table.MemberPromiscuous) != 0 {
-		return true
+func (w *walk) listens(m *table.Member, report bool) bool {
+	if m.Flags&(table.MemberAllGroups|table.MemberPromiscuous) != 0 || report {
+		return m.Flags&(table.MemberAllGroups|table.MemberPromiscuous) != 0
 	}
 	_, ok := w.m.t.Groups[table.GroupKey{Net: w.net, Target: m.Target, Group: w.p.dst, Place: uint32(m.Place)}]
 	return ok

@@ -112,7 +112,11 @@ func (g *generator) bend(b []byte) []byte {
 		}
 	case 10: // larger than the MTU
 		b = append(b, make([]byte, 80+g.IntN(1500))...)
-	case 12: // no source address
+	case 12: // no source address, or a target that is mapped
+		if len(b) >= 78 && b[12] == 0x86 && b[20] == 58 && g.once(3) {
+			copy(b[62:], []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, byte(g.IntN(9) + 1)})
+			break
+		}
 		if len(b) >= 54 && b[12] == 0x86 {
 			clear(b[22:38])
 		} else if len(b) >= 34 && b[12] == 8 && b[13] == 0 {
@@ -214,6 +218,24 @@ func (g *generator) lease(b []byte) []byte {
 	return out
 }
 
+// groupNews makes messages about groups out of those of the newest versions, and PIM out of others.
+func (g *generator) groupNews(b []byte) {
+	switch six := b[12] == 0x86 && len(b) >= 78; {
+	case six && b[20] == 0 && b[54] == 58:
+		b[62] = pick(g, []byte{130, 131, 131, 132, 143})
+		to := pick(g, groups).As16()
+		copy(b[38:], to[:])
+	case six:
+		b[20] = 103
+	case len(b) < 42 || b[12] != 8 || b[13] != 0:
+	case b[23] == 2:
+		b[14+int(b[14]&15)*4] = pick(g, []byte{0x11, 0x12, 0x16, 0x16, 0x17})
+		copy(b[30:], []byte{239, 1, 1, 1})
+	default:
+		b[23] = 103
+	}
+}
+
 // arrivals are frames for a configuration.
 func (g *generator) arrivals(t *table.Tables, n int) []arrival {
 	out := make([]arrival, 0, n)
@@ -259,6 +281,8 @@ func (g *generator) arrivals(t *table.Tables, n int) []arrival {
 			if g.once(3) {
 				copy(b[12:], []byte{0x88, 0xb5})
 			}
+		case 4:
+			g.groupNews(b)
 		}
 		if len(b) >= 282 && b[12] == 8 && b[23] == 17 && b[42] == 2 {
 			b = g.lease(b)

@@ -40,10 +40,15 @@ func (w *walk) snap() (oui [3]byte, protocol uint16, ok bool) {
 	return [3]byte(h[3:6]), binary.BigEndian.Uint16(h[6:]), true
 }
 
+// beacons is the group that hosts' beacons go to.
+var beacons = table.MAC{3, 'D', 'R', 'O', 'V', 'E'}
+
 // controlAddress says what kind of control frames the destination is for, or DropNone.
 func (w *walk) controlAddress() (kind table.Reason, what string) {
 	d := w.dst
 	switch {
+	case w.proto == 0x88b5 && d == beacons:
+		return table.DropL2Control, "a beacon of a host"
 	case d == table.MAC{1, 0x80, 0xc2, 0, 0, 0}, d == table.MAC{1, 0x80, 0xc2, 0, 0, 8}, d == table.MAC{1, 0, 0x0c, 0xcc, 0xcc, 0xcd}:
 		kind, what = table.DropBPDU, "destination %s is for spanning tree"
 	case [5]byte(d[:5]) == [5]byte{1, 0x80, 0xc2, 0, 0} && (d[5] < 0x10 || d[5]>>4 == 2):

@@ -54,7 +54,7 @@ func (w *walk) guardIP() table.Reason {
 	if dhcp && w.has(table.PortDHCPSnoop) {
 		w.punt(table.PuntDHCP, 0)
 	}
-	if w.network.Flags&table.NetworkSnooping != 0 && w.isMembership() {
+	if w.network.Flags&table.NetworkSnooping != 0 && w.isGroupNews() {
 		w.punt(table.PuntGroup, 0)
 	}
 	return table.DropNone
@@ -79,12 +79,6 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 	if p.dport != server {
 		return false, table.DropNone
 	}
-	if p.family == 4 && w.has(table.PortDHCPSnoop) && !w.has(table.PortDHCPServer) && !w.ownRequest() {
-		if w.trace {
-			w.say("guard", false, "a DHCP request for a MAC that it does not come from")
-		}
-		return false, table.DropDHCPClient
-	}
 	if p.family == 4 && w.has(table.PortDHCPSnoop) && !w.has(table.PortDHCPServer) {
 		if mac, ok := w.dhcpClient(); !ok || mac != w.src {
 			if w.trace {
@@ -100,15 +94,6 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 		return false, table.DropDHCPRate
 	}
 	return true, table.DropNone
-}
-
-// ownRequest says whether a DHCPv4 client asks for the MAC that it sends from.
-func (w *walk) ownRequest() bool {
-	if len(w.b) < w.p.l4Offset+8+34 {
-		return false
-	}
-	b := w.b[w.p.l4Offset+8:]
-	return b[0] == 1 && b[1] == 1 && b[2] == 6 && table.MAC(b[28:34]) == w.src
 }
 
 // dhcpClient is the MAC that a DHCPv4 request asks for.
@@ -260,10 +245,13 @@ func (w *walk) guardAddress() table.Reason {
 	return table.DropNone
 }
 
-// isMembership says whether it is a message about multicast groups.
-func (w *walk) isMembership() bool {
+// isGroupNews says whether the frame tells who listens to groups, or who routes them: IGMP, MLD, PIM to a group.
+func (w *walk) isGroupNews() bool {
 	if w.parse() != table.DropNone {
 		return false
+	}
+	if w.p.l4 == protoPIM {
+		return w.isGroupIP()
 	}
 	if w.p.family == 4 {
 		return w.p.l4 == protoIGMP

@@ -160,6 +160,15 @@ func sync[K comparable, V comparable](m *ebpf.Map, have, want map[K]V) error {
 	return nil
 }
 
+// rowsOf are the rows of ports as the loader writes them.
+func rowsOf(t *table.Tables) map[uint32]table.Port {
+	out := map[uint32]table.Port{}
+	for i, p := range t.Ports {
+		out[i] = t.Row(p)
+	}
+	return out
+}
+
 // load makes t the configuration, with counters, rates and leases as if nothing had happened.
 func (k *kernel) load(t *table.Tables) error {
 	m, old := k.c.Maps, k.loaded
@@ -170,7 +179,7 @@ func (k *kernel) load(t *table.Tables) error {
 		}
 	}
 	err := errors.Join(
-		sync(m["ports"], old.Ports, t.Ports), sync(m["fdb"], old.FDB, t.FDB), sync(m["networks"], old.Networks, t.Networks),
+		sync(m["ports"], rowsOf(old), rowsOf(t)), sync(m["fdb"], old.FDB, t.FDB), sync(m["networks"], old.Networks, t.Networks),
 		sync(m["members"], old.Members, t.Members), sync(m["groups"], old.Groups, t.Groups), sync(m["bindings"], nil, t.Bindings),
 		sync(m["macs"], old.MACs, t.MACs), sync(m["trunks"], old.Trunks, t.Trunks), sync(m["uplinks"], old.Uplinks, t.Uplinks),
 		sync(m["uplink_vlans"], old.UplinkVLANs, t.UplinkVLANs), sync(m["vteps"], old.VTEPs, t.VTEPs), sync(m["vtep_sources"], old.VTEPSources, t.VTEPSources))

@@ -20,6 +20,7 @@ const (
 	protoTCP   = 6
 	protoUDP   = 17
 	protoICMP6 = 58
+	protoPIM   = 103
 	protoVRRP  = 112
 )
 

@@ -21,6 +21,9 @@ type Message struct {
 	// Old: IGMPv1, v2 or MLDv1, whose hosts keep their report back if they hear another's for the same group.
 	Old     bool
 	Records []Record
+	// Hello: a multicast router is there, for as long as Hold (PIM, RFC 7761); 0: it goes.
+	Hello bool
+	Hold  time.Duration
 }
 
 // Record is a wish for a group.
@@ -52,17 +55,20 @@ func Parse(frame []byte) (Message, error) {
 }
 
 func parseIP4(b []byte) (Message, error) {
-	if len(b) < 20 || b[0]>>4 != 4 || b[9] != 2 {
-		return Message{}, malformed("no IGMP")
+	if len(b) < 20 || b[0]>>4 != 4 || b[9] != 2 && b[9] != pim {
+		return Message{}, malformed("neither IGMP nor PIM")
 	}
 	head, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
 	if head < 20 || total < head+8 || total > len(b) || binary.BigEndian.Uint16(b[6:])&0x3fff != 0 {
-		return Message{}, malformed("IGMP in %d bytes of which %d are header, or a fragment", total, head)
+		return Message{}, malformed("%d bytes of which %d are header, or a fragment", total, head)
 	}
 	m := Message{Source: netip.AddrFrom4([4]byte(b[12:]))}
 	p := b[head:total]
 	if inet.Checksum(p) != 0 {
-		return m, malformed("IGMP with a wrong checksum")
+		return m, malformed("a wrong checksum")
+	}
+	if b[9] == pim {
+		return m, m.hello(p)
 	}
 	group := netip.AddrFrom4([4]byte(p[4:]))
 	switch p[0] {
@@ -113,6 +119,12 @@ func parseIP6(b []byte) (Message, error) {
 			return m, malformed("options of %d bytes, %d left", skip, len(p))
 		}
 		next, p = p[0], p[skip:]
+	}
+	if next == pim {
+		if inet.Checksum6(m.Source, dst, pim, p) != 0 {
+			return m, malformed("PIM with a wrong checksum")
+		}
+		return m, m.hello(p)
 	}
 	if next != inet.ICMPv6 || len(p) < 8 {
 		return m, malformed("no MLD")

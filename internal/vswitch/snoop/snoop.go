@@ -136,6 +136,9 @@ func (s *Snooper) Heard(net, from uint32, m Message, now time.Time) (changed boo
 	if m.Query {
 		return s.heardQuery(q, p, from == 0 || info.Router, m, now), nil
 	}
+	if m.Hello {
+		return s.heardHello(p, from != 0 && info.Router, m, now), nil
+	}
 	for _, r := range m.Records {
 		if r.Join && m.Old {
 			s.keepOthers(net, r.Group, now)
@@ -195,6 +198,17 @@ func (s *Snooper) heardQuery(q *querier, p Port, believed bool, m Message, now t
 		changed = s.routers[p].IsZero()
 		s.routers[p] = now.Add(OtherQuerier)
 	}
+	return changed
+}
+
+// heardHello: who routes multicast gets all groups. A router that goes is kept until its end, since IGMP may have named it, too.
+func (s *Snooper) heardHello(p Port, believed bool, m Message, now time.Time) (changed bool) {
+	end := now.Add(m.Hold)
+	if !believed || m.Hold == 0 || !end.After(s.routers[p]) {
+		return false
+	}
+	changed = s.routers[p].IsZero()
+	s.routers[p] = end
 	return changed
 }
 

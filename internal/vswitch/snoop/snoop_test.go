@@ -37,6 +37,19 @@ func mld(src string, msg []byte) []byte {
 	return inet.Ethernet(inet.GroupMAC(to), table.MAC{2}, 0, 0x86dd, head, from.AsSlice(), to.AsSlice(), []byte{58, 0, 5, 2, 0, 0, 1, 0}, msg)
 }
 
+// hello is a frame with PIM's hello and its options, checksum filled in.
+func hello(src string, options ...byte) []byte {
+	from, msg := netip.MustParseAddr(src), append([]byte{0x20, 0, 0, 0}, options...)
+	if from.Is6() {
+		to := netip.MustParseAddr("ff02::d")
+		binary.BigEndian.PutUint16(msg[2:], inet.Checksum6(from, to, pim, msg))
+		return inet.Ethernet(inet.GroupMAC(to), table.MAC{2}, 0, 0x86dd, []byte{0x60, 0, 0, 0, 0, byte(len(msg)), pim, 1}, from.AsSlice(), to.AsSlice(), msg)
+	}
+	binary.BigEndian.PutUint16(msg[2:], inet.Checksum(msg))
+	ip := append([]byte{0x45, 0, 0, byte(20 + len(msg)), 0, 0, 0, 0, 1, pim, 0, 0}, from.AsSlice()...)
+	return inet.Ethernet(table.MAC{1, 0, 0x5e, 0, 0, 13}, table.MAC{2}, 0, 0x0800, append(ip, 224, 0, 0, 13), msg)
+}
+
 func v3(kind byte, sources byte) []byte {
 	msg := []byte{0x22, 0, 0, 0, 0, 0, 0, 1, kind, 0, 0, sources, 239, 1, 2, 3}
 	return igmp("10.0.0.1", append(msg, make([]byte, int(sources)*4)...)...)
@@ -54,6 +67,10 @@ func TestParse(t *testing.T) {
 		frame []byte
 		want  Message
 	}{
+		"PIM hello":        {hello("10.0.0.1", 0, 1, 0, 2, 0, 30), Message{Source: src, Hello: true, Hold: 30 * time.Second}},
+		"PIM, no hold":     {hello("10.0.0.1", 0, 20, 0, 4, 1, 2, 3, 4), Message{Source: src, Hello: true, Hold: 105 * time.Second}},
+		"PIM for ever":     {hello("10.0.0.1", 0, 1, 0, 2, 0xff, 0xff), Message{Source: src, Hello: true, Hold: time.Hour}},
+		"PIM, IPv6":        {hello("fe80::1", 0, 1, 0, 2, 0, 30), Message{Six: true, Source: six, Hello: true, Hold: 30 * time.Second}},
 		"v1 report":        {igmp("10.0.0.1", 0x12, 0, 0, 0, 239, 1, 2, 3), Message{Source: src, Old: true, Records: join}},
 		"v2 report":        {igmp("10.0.0.1", 0x16, 0, 0, 0, 239, 1, 2, 3), Message{Source: src, Old: true, Records: join}},
 		"v2 leave":         {igmp("10.0.0.1", 0x17, 0, 0, 0, 239, 1, 2, 3), Message{Source: src, Old: true, Records: leave}},
@@ -251,6 +268,25 @@ func TestQuerier(t *testing.T) {
 	}
 }
 
+func TestRouterSaysHello(t *testing.T) {
+	w := newWorld(t, 5, 5, 6)
+	w.hear(5, hello("10.0.0.1", 0, 1, 0, 2, 0, 30))
+	w.hear(6, hello("10.0.0.2", 0, 1, 0, 2, 0, 30)) // may be no router
+	if !w.Router(Port{1, 5}) || w.Router(Port{1, 6}) {
+		t.Error("the router is behind port 5 and no other")
+	}
+	w.pass(29 * time.Second)
+	w.hear(5, hello("10.0.0.1", 0, 1, 0, 2, 0, 30))
+	w.pass(29 * time.Second)
+	if !w.Router(Port{1, 5}) {
+		t.Error("a router that says hello again is lost")
+	}
+	w.pass(2 * time.Second)
+	if w.Router(Port{1, 5}) {
+		t.Error("a router is kept that went silent")
+	}
+}
+
 func TestLimit(t *testing.T) {
 	w := newWorld(t, 0, 5, 6)
 	var full error
@@ -284,6 +320,8 @@ func TestRestart(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(v3(4, 2))
 	f.Add(v6(3))
+	f.Add(hello("10.0.0.1", 0, 1, 0, 2, 0, 30))
+	f.Add(hello("fe80::1", 0, 1, 0, 2, 0, 30, 0, 20, 0, 4, 1, 2, 3, 4))
 	f.Add(query4(mac, 0, group4, time.Second))
 	f.Add(query6(mac, 0, netip.Addr{}, time.Second))
 	f.Add(igmp("10.0.0.1", 0x17, 0, 0, 0, 239, 1, 2, 3))

@@ -120,6 +120,7 @@ type Port struct {
 	Priority      uint32
 	MirrorIfindex uint32
 	Generation    uint32
+	NetworkFlags  NetworkFlag // a copy of what Net's row has, and NetworkHere: see Tables.Row
 	IP4           [InlineIPs][4]byte
 	IP6           [InlineIPs]IP
 }
@@ -162,6 +163,9 @@ const (
 	NetworkWatched
 	NetworkProxy
 )
+
+// NetworkHere is in Port.NetworkFlags alone: the port's network has a row.
+const NetworkHere NetworkFlag = 1 << 30
 
 // Network is a row of networks; its key is the network's number.
 type Network struct {
@@ -290,6 +294,7 @@ type VTEP struct {
 	Addr    IP
 	Family  uint32
 	Ifindex uint32 // the VXLAN device
+	Local   IP     // this host's outer address, of the same family; zero: as the route says
 }
 
 // Bucket is a token bucket. Rate and Burst are configuration; the rest is the datapath's.
@@ -419,6 +424,15 @@ func New() *Tables {
 		Uplinks: map[uint32]Uplink{}, UplinkVLANs: map[UplinkKey]UplinkVLAN{}, Teams: map[uint32]Team{}, VTEPs: map[uint32]VTEP{},
 		VTEPSources: map[IP]uint32{}, Meters: map[uint32]Meter{},
 	}
+}
+
+// Row is a port's row with the copy of its network's flags. Whoever writes rows of ports writes these.
+func (t *Tables) Row(p Port) Port {
+	p.NetworkFlags = 0
+	if n, ok := t.Networks[p.Net]; ok {
+		p.NetworkFlags = n.Flags | NetworkHere
+	}
+	return p
 }
 
 // ProvisionalLease is how long an address is bound before the agent has seen its lease.
