@@ -589,6 +589,28 @@ func TestTeamsNeedTheirUplinks(t *testing.T) {
 	wants(t, "a smaller MTU", set(team("default", "eth1")), "MTU_TOO_LARGE", "1400", "1500")
 }
 
+// A VM on a network that was made a moment ago is placed before any host has said that it offers the network.
+func TestNetworkJustMade(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "h1")
+	on := func(network string) error {
+		_, err := r.vms().Create(t.Context(), &v1.CreateVMRequest{ValidateOnly: true, Vm: &v1.VM{Meta: &v1.Meta{Name: "a"}, Spec: &v1.VMSpec{
+			Cpus: 1, MemoryBytes: 64 << 20, Nics: []*v1.NICSpec{{Name: "n", Network: network}}}}})
+		return err
+	}
+	r.network(t, "over", &v1.NetworkSpec{Overlay: &v1.Overlay{}})
+	r.network(t, "wire", &v1.NetworkSpec{Physical: &v1.PhysicalSegment{Vlan: 6}})
+	r.network(t, "elsewhere", &v1.NetworkSpec{Physical: &v1.PhysicalSegment{Vlan: 7, Team: "other"}})
+	wants(t, "a host that has said nothing of a switch", on("over"), "NO_HOST_FITS")
+	h.say(t, func(st *v1.HostStatus) {
+		st.Switch = &v1.SwitchStatus{OverlayAddress: "192.0.2.1", OverlayMtu: 1500}
+		st.Uplinks = []*v1.Uplink{{Name: "eth0", Team: "default", Mtu: 1500}}
+	})
+	wants(t, "an overlay", on("over"), "")
+	wants(t, "a VLAN", on("wire"), "")
+	wants(t, "a team that it does not have", on("elsewhere"), "NO_HOST_FITS")
+}
+
 // A trunk is on every network whose VLAN it carries in its site: others reach it there, and cease to when the VLAN is taken off.
 func TestTrunksAreRegisteredOnTheirNetworks(t *testing.T) {
 	r := start(t)

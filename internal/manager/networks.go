@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/resource"
@@ -342,6 +343,18 @@ func (m *Manager) showNetwork(n *v1.Network) {
 			n.Status.Nics++
 		}
 	})
+}
+
+// hearing is how long hosts are given to say whether they offer a network that was just made or changed.
+const hearing = 10 * time.Second
+
+// willOffer says whether a host will offer a network that it may not have heard of yet, as far as can be seen from here.
+func (m *Manager) willOffer(h *v1.Host, n *v1.Network) bool {
+	s, sw := n.Spec, h.GetStatus().GetSwitch()
+	if sw == nil || h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_READY || m.cfg.Clock.Now().Sub(n.Meta.UpdateTime.AsTime()) > hearing || !resource.Spans(s, h.Spec.GetSite()) || len(tooNarrow(h, s)) > 0 {
+		return false
+	}
+	return s.GetPhysical() != nil && hasTeam(h, resource.TeamOf(s)) || resource.HasOverlay(s) && sw.GetOverlayAddress() != ""
 }
 
 // unconnected says why a host does not offer a network of its site, as far as can be seen from here.

@@ -159,7 +159,7 @@ func (m *Manager) room(h *v1.Host, held []*v1.VM) placement.Host {
 	}
 	nets, _ := m.Networks.cache.List()
 	for _, n := range nets {
-		if offers(h, n) {
+		if offers(h, n) || m.willOffer(h, n) {
 			c.Networks = append(c.Networks, n.Meta.Name)
 		}
 	}
