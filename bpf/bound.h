@@ -45,6 +45,11 @@ static __always_inline bool is_mapped(const struct ip_addr *a)
 	return !x[0] && !x[1] && x[2] == bpf_htonl(0xffff);
 }
 
+static __always_inline bool is_link_local(const struct ip_addr *a)
+{
+	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;
+}
+
 /* is_own_link_local tells the link-local address that comes from the MAC, RFC 4291 appendix A. */
 static __always_inline bool is_own_link_local(const struct ip_addr *a, const __u8 *mac)
 {

@@ -51,10 +51,13 @@ __noinline __u32 control_content(struct __sk_buff *skb, __u32 proto)
 		return DROP_NONE;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &llc, 3))
 		return DROP_NONE;
-	if (llc.dsap == 0x42 && llc.ssap == 0x42 && llc.control == 3)
+	/* Receivers look at the first byte, and at the others more or less. */
+	if ((llc.dsap | 1) == 0x43)
 		return DROP_BPDU;
-	if (llc.dsap != 0xaa || llc.ssap != 0xaa || llc.control != 3 || bpf_skb_load_bytes(skb, ETH_HLEN, &llc, sizeof(llc)))
+	if ((llc.dsap | 1) != 0xab || bpf_skb_load_bytes(skb, ETH_HLEN, &llc, sizeof(llc)))
 		return DROP_NONE;
+	if ((llc.control & 3) != 3) /* numbered: SNAP would be a byte further */
+		return DROP_MALFORMED;
 	oui = llc.oui[0] << 16 | llc.oui[1] << 8 | llc.oui[2];
 	if (oui == 0x00000c)
 		return llc.pid == bpf_htons(0x010b) ? DROP_BPDU : DROP_L2_CONTROL;
@@ -112,14 +115,28 @@ __noinline __u32 guard_foreign(struct __sk_buff *skb, struct packet *p, const st
 	return DROP_NEW_MAC;
 }
 
-/* is_own_request says whether a DHCPv4 client asks for the MAC that it sends from: one that asks for others takes all addresses that a server has. */
+/* is_anothers says whether an IPv4 address is known to be neither the port's nor of the frame's source. */
+static __always_inline bool is_anothers(const struct packet *p, __be32 addr)
+{
+	struct binding_key key = { .net = p->net };
+	struct binding *b;
+
+	map_ip4(&key.ip, addr);
+	b = bpf_map_lookup_elem(&bindings, &key);
+	return b && b->ifindex != p->ifindex && !same_mac(b->mac, p->src) && (!b->expires || b->expires > bpf_ktime_get_boot_ns());
+}
+
+/*
+ * is_own_request says whether a DHCPv4 client asks for itself: for the MAC that it sends from (one that asks for others takes all addresses that a server has),
+ * not as a relay (which names another network's addresses), nor with the address of another, which it would give back or take.
+ */
 static __always_inline bool is_own_request(struct __sk_buff *skb, const struct packet *p)
 {
-	__u8 kind[4], chaddr[6] __attribute__((aligned(4)));
-	__u32 offset = p->l4_offset + 8;
+	struct { __u8 op, htype, hlen, rest[9]; __be32 ciaddr, yiaddr, siaddr, giaddr; __u8 chaddr[8]; } m;
 
-	return !bpf_skb_load_bytes(skb, offset, kind, sizeof(kind)) && !bpf_skb_load_bytes(skb, offset + 28, chaddr, sizeof(chaddr)) && kind[0] == 1 &&
-	       kind[1] == 1 && kind[2] == 6 && same_mac(chaddr, p->src);
+	if (bpf_skb_load_bytes(skb, p->l4_offset + 8, &m, sizeof(m) - 2) || m.op != 1 || m.htype != 1 || m.hlen != 6 || m.giaddr || !same_mac(m.chaddr, p->src))
+		return false;
+	return !m.ciaddr || !is_anothers(p, m.ciaddr);
 }
 
 /* guard_udp knows the protocols that one talks to everybody with. */

@@ -97,7 +97,11 @@ __noinline __u32 inspect_nd(struct __sk_buff *skb, struct packet *p, const struc
 		if (p->icmp == 136) {
 			if (!is_bound_ip6(p, port, &target))
 				return DROP_ND;
-		} else if (!is_unspecified(&p->saddr) && !is_bound_ip6(p, port, &p->saddr)) {
+		} else if (is_unspecified(&p->saddr)) {
+			/* Who looks for duplicates of another's address at the moment when the other does takes it from both (RFC 4862, 5.4.3). */
+			if (is_link_local(&target) && !is_bound_ip6(p, port, &target))
+				return DROP_ND;
+		} else if (!is_bound_ip6(p, port, &p->saddr)) {
 			return DROP_ND;
 		}
 	}

@@ -169,7 +169,15 @@ func (c *claim) dhcp() string {
 
 func (c *claim) client() string {
 	if _, _, b, ok := c.p.udp(); ok && len(b) >= 34 {
-		return fmt.Sprintf("asks by DHCP for an address of %s, but sends from %s", c.station(table.MAC(b[28:34])), macText(c.p.src))
+		client, relay := netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[24:28]))
+		switch {
+		case table.MAC(b[28:34]) != c.p.src:
+			return fmt.Sprintf("asks by DHCP for an address of %s, but sends from %s", c.station(table.MAC(b[28:34])), macText(c.p.src))
+		case !relay.IsUnspecified():
+			return fmt.Sprintf("asks by DHCP as the relay %s", relay)
+		case !client.IsUnspecified():
+			return fmt.Sprintf("asks by DHCP as %s", c.address(client))
+		}
 	}
 	return "sends DHCP requests that are cut off"
 }

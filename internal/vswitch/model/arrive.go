@@ -111,12 +111,12 @@ func (w *walk) news() table.Reason {
 
 // snapAt is snap of a frame that may still have its tag.
 func (w *walk) snapAt() (oui [3]byte, protocol uint16, ok bool) {
-	if !w.tag.inFrame {
-		return w.snap()
-	}
 	inner := *w
-	inner.takeTag()
-	return inner.snap()
+	if w.tag.inFrame {
+		inner.takeTag()
+	}
+	oui, protocol, ok = inner.snap()
+	return oui, protocol, ok && [3]byte(inner.b[etherLen:]) == [3]byte{0xaa, 0xaa, 3}
 }
 
 func (w *walk) uplinkVLAN() (table.UplinkVLAN, table.Reason) {

@@ -28,13 +28,16 @@ func isReserved(m table.MAC) bool {
 		[5]byte(m[:5]) == [5]byte{1, 0, 0x0c, 0xcc, 0xcc} && (m[5] == 0xcc || m[5] == 0xcd)
 }
 
+// numbered says whether a SNAP frame has a control field of two bytes.
+func (w *walk) numbered() bool { return w.b[etherLen+2]&3 != 3 }
+
 // snap is the SNAP header of an 802.3 frame.
 func (w *walk) snap() (oui [3]byte, protocol uint16, ok bool) {
 	if w.proto >= 0x600 || len(w.b) < etherLen+8 {
 		return oui, 0, false
 	}
 	h := w.b[etherLen:]
-	if h[0] != 0xaa || h[1] != 0xaa || h[2] != 3 {
+	if h[0]|1 != 0xab {
 		return oui, 0, false
 	}
 	return [3]byte(h[3:6]), binary.BigEndian.Uint16(h[6:]), true
@@ -73,10 +76,10 @@ func (w *walk) controlContent() (kind table.Reason, what string) {
 	if w.proto >= 0x600 {
 		return table.DropNone, ""
 	}
-	if h := w.b[etherLen:]; len(h) >= 3 && h[0] == 0x42 && h[1] == 0x42 && h[2] == 3 {
+	if h := w.b[etherLen:]; len(h) >= 3 && h[0]|1 == 0x43 {
 		return table.DropBPDU, "the frame has the LLC header of spanning tree"
 	}
-	if oui, protocol, ok := w.snap(); ok && oui == [3]byte{0, 0, 0x0c} {
+	if oui, protocol, ok := w.snap(); ok && !w.numbered() && oui == [3]byte{0, 0, 0x0c} {
 		if protocol == 0x010b {
 			return table.DropBPDU, "the frame has the SNAP header of PVST+"
 		}
@@ -189,7 +192,16 @@ func (w *walk) guardNetwork() table.Reason {
 
 func (w *walk) guardSNAP() table.Reason {
 	oui, protocol, ok := w.snap()
-	if !ok || oui != [3]byte{} && oui != [3]byte{0, 0, 0xf8} || w.isOpen() && !w.has(table.PortARPGuard) {
+	if !ok || w.isOpen() && !w.has(table.PortARPGuard) {
+		return table.DropNone
+	}
+	if w.numbered() {
+		if w.trace {
+			w.say("guard", false, "a SNAP frame with a numbered control field, which nobody sends, would go round the guards")
+		}
+		return table.DropMalformed
+	}
+	if oui != [3]byte{} && oui != [3]byte{0, 0, 0xf8} {
 		return table.DropNone
 	}
 	switch protocol {

@@ -80,9 +80,9 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 		return false, table.DropNone
 	}
 	if p.family == 4 && w.has(table.PortDHCPSnoop) && !w.has(table.PortDHCPServer) {
-		if mac, ok := w.dhcpClient(); !ok || mac != w.src {
+		if fault := w.foreignRequest(); fault != "" {
 			if w.trace {
-				w.say("guard", false, "a DHCP request for %s: the frame is from %s, and a port asks for itself only", text(mac), text(w.src))
+				w.say("guard", false, "%s: a port asks for itself only", fault)
 			}
 			return false, table.DropDHCPClient
 		}
@@ -96,14 +96,25 @@ func (w *walk) guardDHCP() (client bool, r table.Reason) {
 	return true, table.DropNone
 }
 
-// dhcpClient is the MAC that a DHCPv4 request asks for.
-func (w *walk) dhcpClient() (m table.MAC, ok bool) {
+// foreignRequest says how a DHCPv4 client asks for another than itself; "" if it does not.
+func (w *walk) foreignRequest() string {
 	at := w.p.l4Offset + 8
 	if at+34 > len(w.b) {
-		return m, false
+		return "a DHCP request that is cut off"
 	}
 	b := w.b[at:]
-	return table.MAC(b[28:34]), b[0] == 1 && b[1] == 1 && b[2] == 6
+	mac, client, relay := table.MAC(b[28:34]), ip4(b[12:16]), ip4(b[24:28])
+	switch o, ok := w.binding(client); {
+	case b[0] != 1 || b[1] != 1 || b[2] != 6:
+		return "a message to DHCP servers that is no client's request"
+	case mac != w.src:
+		return "a DHCP request for " + text(mac) + ", and the frame is from " + text(w.src)
+	case relay != unspecified4:
+		return "a DHCP request of the relay " + relay.Addr().String()
+	case client != unspecified4 && ok && o.Ifindex != w.ifindex && o.MAC != w.src:
+		return "a DHCP request from " + client.Addr().String() + ", which belongs to another"
+	}
+	return ""
 }
 
 // guardICMP6 is the guard of router advertisements, and inspection of neighbour discovery.
@@ -144,7 +155,15 @@ func (w *walk) guardNeighbour(body []byte) table.Reason {
 	claimed, word := w.p.src, "source"
 	if w.p.icmp == 135 {
 		if w.p.src == unspecified6 {
-			return table.DropNone
+			// Who looks for duplicates of another's address at the moment when the other does takes it from both (RFC 4862, 5.4.3).
+			target := table.IP(body[8:24])
+			if target[0] != 0xfe || target[1]&0xc0 != 0x80 || w.bound(target, true) {
+				return table.DropNone
+			}
+			if w.trace {
+				w.say("guard", false, "a search for duplicates of %s: %s", target.Addr(), w.whyUnbound(target, nil))
+			}
+			return table.DropND
 		}
 	} else {
 		claimed, word = table.IP(body[8:24]), "target"

@@ -94,7 +94,7 @@ var reasons = [Reasons]struct{ name, text string }{
 	DropReservedUplink:  {"RESERVED_UPLINK", "link-local control frames from an uplink: BPDU and such, ignored"},
 	DropPunted:          {"PUNTED", "taken by user space: LLDP, CDP, beacons"},
 	DropAnswered:        {"ANSWERED", "ARP or ND, answered by the switch: no loss, kept out of the drop counters"},
-	DropDHCPClient:      {"DHCP_CLIENT", "a DHCP request for a MAC that it does not come from"},
+	DropDHCPClient:      {"DHCP_CLIENT", "a DHCP request for another than who sends it: another MAC, a relay, or with another's address"},
 }
 
 // String is the reason's name: SOURCE_MAC.
