@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/bits"
 	"slices"
 
 	"drover/internal/vswitch/table"
@@ -245,10 +246,13 @@ func (d *Datapath) wantBindings(want *table.Tables) map[table.BindingKey]table.B
 }
 
 // bootTime is the clock of Expires and of events.
-func bootTime() uint64 {
+func bootTime() uint64 { return clock(unix.CLOCK_BOOTTIME) }
+
+// clock is one of the kernel's, in ns.
+func clock(id int32) uint64 {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic(fmt.Sprintf("vswitch: the kernel has no CLOCK_BOOTTIME: %v", err)) // since Linux 2.6.39
+	if err := unix.ClockGettime(id, &ts); err != nil {
+		panic(fmt.Sprintf("vswitch: the kernel has no clock %d: %v", id, err)) // since Linux 2.6.39
 	}
 	return uint64(ts.Nano())
 }
@@ -273,7 +277,7 @@ func (d *Datapath) metersPart(want *table.Tables, o *outcome) part {
 				if err := c.rows.m.Lookup(&slot, &c.raw[i]); err != nil {
 					o.slots[slot] = c.rows.errorf("read", slot, err)
 				}
-				c.raw[i] = rated(c.raw[i], c.values[i])
+				c.raw[i] = rated(c.raw[i], c.values[i], clock(unix.CLOCK_MONOTONIC))
 			}
 			c.write(func(slot uint32, _ table.Meter, err error) { o.slots[slot] = err })
 		},
@@ -293,12 +297,23 @@ func configured(m table.Meter) table.Meter {
 	return m
 }
 
-// rated is now with the rates of want. A bucket that was not used before is as new: its stamp is 0, so the first packet finds it full.
-func rated(now, want table.Meter) table.Meter {
+// rated is now with the rates of want. A bucket that was not used before is as new: its stamp is 0, so the first packet finds it full. Of others the stamp
+// says how long the old rate needs to fill it: what is missing stays, at most all, and the new rate fills it. at is CLOCK_MONOTONIC in ns.
+func rated(now, want table.Meter, at uint64) table.Meter {
+	const ticks, second, most = 16, 16e9, 1 << 29 // as in bpf/meter.h
+	at *= ticks
 	n, w := buckets(&now), buckets(&want)
 	for i := range n {
 		if n[i].Rate == 0 {
 			n[i].Tokens, n[i].Stamp = 0, 0
+		}
+		if old, rate := n[i].Rate, w[i].Rate; old != 0 && rate != 0 && n[i].Stamp > at {
+			left := min(w[i].Burst, most) * second / rate
+			if hi, lo := bits.Mul64(n[i].Stamp-at, old); hi < rate {
+				missing, _ := bits.Div64(hi, lo, rate)
+				left = min(left, missing)
+			}
+			n[i].Stamp = at + left
 		}
 		n[i].Rate, n[i].Burst = w[i].Rate, w[i].Burst
 	}

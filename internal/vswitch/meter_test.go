@@ -123,3 +123,35 @@ func TestRateUnderContention(t *testing.T) {
 		}
 	}
 }
+
+// A port whose rate is raised is not kept waiting for what it spent at the old one, nor is one given new credit by a change.
+func TestRateChange(t *testing.T) {
+	b := testBed(t, "rated")
+	a := b.port("a", 1, func(p *table.Port) { p.Flags = table.PortMeterIn })
+	c := b.port("c", 2, nil)
+	frame := raw(mac(2), mac(1), 1000)
+	passes := func(rate uint64) (n int) {
+		b.want.Meters[1] = table.Meter{In: table.Bucket{Rate: rate, Burst: 10000}}
+		b.apply()
+		for range 20 {
+			a.send(frame)
+			if _, got := c.poll(time.Millisecond); got != nil {
+				n++
+			}
+		}
+		return n
+	}
+	if n := passes(10); n < 9 || n > 10 {
+		t.Fatalf("%d frames of 1014 bytes passed a bucket of 10000", n)
+	}
+	if n := passes(20); n != 0 {
+		t.Errorf("%d frames passed an empty bucket, since its rate changed", n)
+	}
+	if n := passes(100_000_000); n < 15 { // the first may come before anything is filled
+		t.Errorf("%d frames of 20 passed at 100 MB a second: the port still pays at the old rate", n)
+	}
+	a.send(frame)
+	if n := passes(10); n < 9 {
+		t.Errorf("%d frames passed a bucket that had been almost full: spending at the new rate was counted twice", n)
+	}
+}
