@@ -178,6 +178,15 @@ func (l *Leases) Of(port string) []Lease {
 	return out
 }
 
+// ByPort lists all ports' leases, each as Of does.
+func (l *Leases) ByPort() map[string][]Lease {
+	out := map[string][]Lease{}
+	for _, x := range l.All() {
+		out[x.Port] = append(out[x.Port], x)
+	}
+	return out
+}
+
 // All lists all leases.
 func (l *Leases) All() []Lease {
 	var out []Lease

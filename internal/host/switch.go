@@ -38,13 +38,16 @@ type fabric struct {
 	parts sync.WaitGroup // ring readers, link watch, saving
 
 	dp      *vswitch.Datapath
-	broken  string // why there is no datapath, or why it did not take the last tables
+	broken  string           // why there is no datapath, or why it did not take the last tables
+	failed  map[uint32]error // why it did not take single ports' rows, by device
 	retry   backoff
+	rested  time.Time // until then a guest's news don't make it compile again
 	book    *slotBook
 	ports   map[string]*nicPort // by key
 	regs    registry
 	uplinks map[string]*uplink
 	teams   map[string]*team.Team
+	configs []team.Config // as last read
 	vxlan   compile.Overlay
 	overlay overlayFacts
 	result  *compile.Result
@@ -64,6 +67,10 @@ type fabric struct {
 
 // settle is how long changes are collected before the tables are compiled: what the manager sends together goes in together.
 const settle = 20 * time.Millisecond
+
+// restFactor is how many times as long as compiling took nothing is compiled after it: guests that join and leave groups all the time, or lease and release, must not
+// keep a processor busy. With 10,000 registrations that is still a fraction of a second.
+const restFactor = 2
 
 // look is how often what nobody tells of is looked at: addresses of NICs, foreign programs, the way to other hosts; and what failed is tried again.
 const look = 5 * time.Second
@@ -181,10 +188,10 @@ func (f *fabric) run(ctx context.Context) {
 	defer compileAt.Stop()
 	defer lookAt.Stop()
 	defer sampleAt.Stop()
-	pending := false
+	var compiles time.Time // zero: nothing is to be compiled
 	soon := func(after time.Duration) {
-		if !pending {
-			pending = true
+		if at := f.clk.Now().Add(after); compiles.IsZero() || at.Before(compiles) { // what failed and waits for its next try holds up no news
+			compiles = at
 			compileAt.Reset(after)
 		}
 	}
@@ -196,7 +203,7 @@ func (f *fabric) run(ctx context.Context) {
 		case c := <-f.calls:
 			c.done <- c.do(c.ctx)
 		case <-f.wake:
-			soon(settle)
+			soon(max(settle, f.rested.Sub(f.clk.Now())))
 		case l := <-f.links:
 			if f.linkChanged(ctx, l) {
 				f.rebuildLogged(ctx)
@@ -204,7 +211,7 @@ func (f *fabric) run(ctx context.Context) {
 		case news := <-f.heard:
 			news()
 		case <-compileAt.C:
-			pending = false
+			compiles = time.Time{}
 			if f.dp != nil {
 				f.ensureTunnel(ctx)
 			}
@@ -237,7 +244,7 @@ func (f *fabric) lookAgain(ctx context.Context) time.Duration {
 	changed := f.refreshUplinks(ctx)
 	changed = f.ensureOverlay() || changed
 	changed = f.ensureTunnel(ctx) || changed
-	if changed || f.broken != "" {
+	if changed || f.broken != "" || len(f.failed) > 0 {
 		f.rebuildLogged(ctx)
 	}
 	f.lookForForeign()
@@ -262,6 +269,10 @@ func (f *fabric) rebuild(ctx context.Context) error {
 	if f.dp == nil {
 		return notYet("this host has no switch: %s", f.broken)
 	}
+	began := f.clk.Now()
+	if f.readTeams() {
+		f.refreshUplinks(ctx)
+	}
 	f.configureTeams()
 	f.configureBeacons()
 	f.index = map[uint32]*nicPort{}
@@ -272,8 +283,9 @@ func (f *fabric) rebuild(ctx context.Context) error {
 	f.result = r
 	err := f.dp.Apply(ctx, r.Tables)
 	f.broken = ""
-	if err != nil {
-		f.broken = err.Error()
+	ports, rest := sortErrors(err)
+	if f.failed = ports; rest != nil {
+		f.broken = rest.Error()
 	}
 	if f.configureGroups(r) {
 		f.changed()
@@ -281,6 +293,8 @@ func (f *fabric) rebuild(ctx context.Context) error {
 	f.announceMoved()
 	f.applyExtras()
 	f.show()
+	now := f.clk.Now()
+	f.rested = now.Add(restFactor * now.Sub(began))
 	return err
 }
 
@@ -309,9 +323,10 @@ func (f *fabric) input() compile.Input {
 	}
 	in.Peers = slices.Collect(maps.Values(w.peers))
 	w.mu.Unlock()
-	rows, routers := f.groupRows(), f.routerPorts()
+	rows, routers, leases := f.groupRows(), f.routerPorts(), f.leases.ByPort()
 	for _, p := range f.sorted() {
 		x := f.compilePort(p, networks)
+		x.Leases = f.compileLeases(leases[p.key()])
 		x.Groups, x.Routers = rows[p.ifindex], routers[p.ifindex]
 		in.Ports = append(in.Ports, x)
 	}

@@ -222,18 +222,22 @@ func (f *fabric) reports() map[string]*v1.PortReport {
 	bindings := map[uint32][]*v1.Binding{}
 	rows := f.groupRows()
 	for k, b := range f.result.Tables.Bindings {
-		if b.Ifindex != 0 {
+		// The manager takes them for addresses in the NIC's own network. Those that a trunk leases in others are this host's business.
+		if p := f.index[b.Ifindex]; p != nil && f.result.Connections[p.network] != nil && f.result.Connections[p.network].Net == k.Net {
 			bindings[b.Ifindex] = append(bindings[b.Ifindex], f.binding(k, b))
 		}
 	}
 	for _, p := range f.ports {
 		row, there := f.result.Tables.Ports[p.ifindex]
 		st := &v1.PortStatus{
-			Host: f.a.id.Host, Site: f.a.id.Site, Device: p.device, Active: there && f.broken == "", Counters: counters(f.book.total(p.key())), UpdateTime: now,
+			Host: f.a.id.Host, Site: f.a.id.Site, Device: p.device, Active: there && f.broken == "" && f.failed[p.ifindex] == nil, Counters: counters(f.book.total(p.key())), UpdateTime: now,
 			Generation: int64(row.Generation), ObservedGeneration: int64(row.Generation), Conditions: why[p.name],
 		}
 		if f.broken != "" {
 			st.Conditions = append(st.Conditions, condition("SWITCH_ERROR", f.broken))
+		}
+		if err := f.failed[p.ifindex]; err != nil {
+			st.Conditions = append(st.Conditions, condition("SWITCH_ERROR", err.Error()))
 		}
 		if c := f.result.Connections[p.network]; c != nil && len(c.Uplinks) > 0 {
 			st.Uplink = f.uplinkOf(c.Team, p.name)
@@ -255,7 +259,7 @@ func (f *fabric) uplinkOf(name, port string) string {
 		return ""
 	}
 	view := t.View()
-	for _, c := range f.teamConfigs() {
+	for _, c := range f.configs {
 		if c.Name == name && c.Hash() != table.TeamByPort {
 			return strings.Join(view.Active(), ",")
 		}

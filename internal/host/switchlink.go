@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	v1 "drover/api/drover/v1"
@@ -68,8 +69,9 @@ func (f *fabric) linkChanged(ctx context.Context, l hostnet.LinkChange) bool {
 	return f.updateTeams() || changed
 }
 
-// teamConfigs are the teams as the host's record has them, or one of the NICs that the agent was started with.
-func (f *fabric) teamConfigs() []team.Config {
+// readTeams takes over the teams as the host's record has them, or one of the NICs that the agent was started with, and says whether they changed. The record changes
+// at any time: all that is worked out together is of one reading.
+func (f *fabric) readTeams() bool {
 	var out []team.Config
 	for _, t := range f.a.world.hostRecord().GetSpec().GetTeams() {
 		c := team.Config{Name: t.GetName(), Uplinks: t.GetUplinks(), Standby: t.GetStandby(), NoFailback: t.GetNoFailback(), FailbackDelay: t.GetFailbackDelay().AsDuration()}
@@ -90,23 +92,25 @@ func (f *fabric) teamConfigs() []team.Config {
 	if len(out) == 0 && len(f.a.cfg.Uplinks) > 0 {
 		out = append(out, team.Config{Name: compile.DefaultTeam, Uplinks: f.a.cfg.Uplinks})
 	}
-	return out
+	same := reflect.DeepEqual(f.configs, out)
+	f.configs = out
+	return !same
 }
 
 // refreshUplinks looks at the NICs of the teams, takes those that can be used and lets go of those that are in no team any more. It says whether anything changed.
 func (f *fabric) refreshUplinks(ctx context.Context) bool {
+	changed := f.readTeams()
 	links, err := f.a.net.Uplinks()
 	if err != nil {
 		f.log.Warn("the machine's NICs can't be looked at", "err", err)
-		return false
+		return changed
 	}
 	found := map[string]hostnet.Uplink{}
 	for _, l := range links {
 		found[l.Name] = l
 	}
-	changed := false
 	wanted := map[string]string{}
-	for _, c := range f.teamConfigs() {
+	for _, c := range f.configs {
 		for _, name := range slices.Concat(c.Uplinks, c.Standby) {
 			if _, twice := wanted[name]; !twice {
 				wanted[name] = c.Name
@@ -162,7 +166,12 @@ func (f *fabric) takeUplink(ctx context.Context, u *uplink) {
 			return
 		}
 	}
-	_, _, err := f.book.take("uplink/" + u.name)
+	slot, fresh, err := f.book.take("uplink/" + u.name)
+	if err == nil && fresh {
+		if err = f.dp.ResetCounters(slot); err != nil {
+			f.book.release("uplink/" + u.name)
+		}
+	}
 	if err == nil {
 		err = f.a.net.SetUp(u.name, true)
 	}
@@ -201,7 +210,7 @@ func (f *fabric) releaseUplink(u *uplink) {
 func (f *fabric) configureTeams() {
 	now := f.clk.Now()
 	seen := map[string]bool{}
-	for _, c := range f.teamConfigs() {
+	for _, c := range f.configs {
 		seen[c.Name] = true
 		if t := f.teams[c.Name]; t != nil {
 			t.Configure(c, now)
@@ -219,7 +228,7 @@ func (f *fabric) resumeTeams(was *table.Tables) {
 	for _, u := range f.uplinks {
 		names[uint32(u.link.Index)] = u.name
 	}
-	for _, c := range f.teamConfigs() {
+	for _, c := range f.configs {
 		var before team.Buckets
 		for _, u := range f.uplinks {
 			row, ok := was.Uplinks[uint32(u.link.Index)]
@@ -271,7 +280,7 @@ func (f *fabric) compileUplinks() (ups []compile.Uplink, teams []compile.Team) {
 		}
 		ups = append(ups, x)
 	}
-	for _, c := range f.teamConfigs() {
+	for _, c := range f.configs {
 		t := compile.Team{Name: c.Name, Hash: c.Hash()}
 		for i, name := range f.teams[c.Name].View().Buckets {
 			if u := f.uplinks[name]; u != nil && u.attached {

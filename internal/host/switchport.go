@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -75,13 +76,14 @@ func (f *fabric) plugNow(ctx context.Context, p *nicPort) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := f.book.save(); err != nil {
-		return fmt.Errorf("note the slot of port %s: %w", p.name, err)
-	}
-	if fresh {
+	if fresh { // before it is noted: an agent that is killed here gives the slot, and begins its counters, once more
 		if err := f.dp.ResetCounters(slot); err != nil {
+			f.book.release(p.key())
 			return err
 		}
+	}
+	if err := f.book.save(); err != nil {
+		return fmt.Errorf("note the slot of port %s: %w", p.name, err)
 	}
 	defer func() {
 		if err != nil {
@@ -218,13 +220,28 @@ func (f *fabric) unplugNow(ctx context.Context, p *nicPort) error {
 	return errors.Join(f.book.save(), ignorePorts(f.rebuild(ctx)))
 }
 
+// sortErrors takes what went wrong with single ports, by device, out of an error of the datapath.
+func sortErrors(err error) (ports map[uint32]error, rest error) {
+	switch x := err.(type) {
+	case *vswitch.PortError:
+		return map[uint32]error{x.Ifindex: x}, nil
+	case interface{ Unwrap() []error }:
+		ports = map[uint32]error{}
+		var others []error
+		for _, e := range x.Unwrap() {
+			more, other := sortErrors(e)
+			maps.Copy(ports, more)
+			others = append(others, other)
+		}
+		return ports, errors.Join(others...)
+	}
+	return nil, err
+}
+
 // ignorePorts leaves out what went wrong with single ports: each is told of its own.
 func ignorePorts(err error) error {
-	var p *vswitch.PortError
-	if errors.As(err, &p) {
-		return nil
-	}
-	return err
+	_, rest := sortErrors(err)
+	return rest
 }
 
 // compilePort is a port as the compiler takes it.
@@ -238,7 +255,7 @@ func (f *fabric) compilePort(p *nicPort, networks map[string]*v1.Network) compil
 	}
 	return compile.Port{
 		Name: p.name, Ifindex: p.ifindex, Slot: f.book.Slots[p.key()].Slot, MAC: p.mac, Network: p.network, Profile: profile, LinkDown: p.down,
-		Addresses: p.addrs, Bucket: team.Bucket(p.name), Leases: f.leasesOf(p.key()), MACs: f.granted[p.key()],
+		Addresses: p.addrs, Bucket: team.Bucket(p.name), MACs: f.granted[p.key()],
 	}
 }
 

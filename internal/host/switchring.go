@@ -230,10 +230,10 @@ func (f *fabric) leasesChanged() {
 	f.changed()
 }
 
-// leasesOf are a port's leases as the compiler takes them.
-func (f *fabric) leasesOf(key string) []compile.Lease {
+// compileLeases are leases as the compiler takes them.
+func (f *fabric) compileLeases(leases []guard.Lease) []compile.Lease {
 	var out []compile.Lease
-	for _, l := range f.leases.Of(key) {
+	for _, l := range leases {
 		x := compile.Lease{Net: l.Net, Addr: l.Addr, MAC: l.MAC}
 		if !l.Expires.IsZero() {
 			x.Expires = uint64(max(l.Expires.Sub(f.booted), 1))
