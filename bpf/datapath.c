@@ -300,9 +300,10 @@ int uplink_in(struct __sk_buff *skb)
 	return reason ? drop(skb, &p, reason) : action;
 }
 
-/* from_host believes a tunnel's packet only if a host that the manager named sent it, and says which network it is in. */
-static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p)
+/* from_host believes a tunnel's packet only if a host that the manager named sent it, and says which end that is and which network it is in. */
+static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p, __u32 *host)
 {
+	__u32 *id;
 	struct bpf_tunnel_key key = {};
 	struct ip_addr source = {};
 
@@ -314,7 +315,19 @@ static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p)
 		__builtin_memcpy(&source, key.remote_ipv6, sizeof(source));
 	}
 	p->net = key.tunnel_id;
-	return bpf_map_lookup_elem(&vtep_sources, &source) ? DROP_NONE : DROP_VTEP;
+	id = bpf_map_lookup_elem(&vtep_sources, &source);
+	if (!id)
+		return DROP_VTEP;
+	*host = *id;
+	return DROP_NONE;
+}
+
+/* is_private says whether frames of encrypted networks may come from a tunnel end. */
+static __always_inline bool is_private(__u32 host)
+{
+	struct vtep *vtep = bpf_map_lookup_elem(&vteps, &host);
+
+	return vtep && vtep->flags & VTEP_PRIVATE;
 }
 
 /* from_tunnel is all of tunnel_in. */
@@ -322,17 +335,19 @@ static __always_inline __u32 from_tunnel(struct __sk_buff *skb, struct packet *p
 {
 	struct tag tag = {};
 	struct network *network;
-	__u32 reason, flags;
+	__u32 reason, flags, host = 0;
 
 	p->length = skb->len;
 	count_in(p->slot, p->length);
-	reason = from_host(skb, p);
+	reason = from_host(skb, p, &host);
 	if (reason)
 		return reason;
 	network = bpf_map_lookup_elem(&networks, &p->net);
 	if (!network || !(network->flags & NETWORK_OVERLAY))
 		return DROP_NETWORK;
 	flags = network->flags;
+	if (flags & NETWORK_ENCRYPTED && !is_private(host))
+		return DROP_VTEP;
 	reason = parse_ethernet(skb, p, &tag);
 	if (reason)
 		return reason;

@@ -115,6 +115,7 @@ enum network_flag {
 	NETWORK_SNOOPING = 1 << 2,  /* multicast goes to members of the group only */
 	NETWORK_WATCHED  = 1 << 3,  /* a promiscuous port of it is on this host */
 	NETWORK_PROXY    = 1 << 4,  /* ARP and ND are answered from registration */
+	NETWORK_ENCRYPTED = 1 << 5, /* between sites: frames come from ends with VTEP_PRIVATE only */
 	NETWORK_HERE     = 1 << 30, /* in port.network_flags alone */
 };
 struct network {
@@ -182,7 +183,16 @@ struct uplink { __u32 slot; __u32 team; __u32 flags; __u8 mac[6]; __u16 pad; };
 struct team { __u32 bucket[TEAM_BUCKETS]; __u32 hash; __u32 pad; };
 
 /* vteps: HASH id -> tunnel endpoint; vtep_sources: HASH address -> id, the only sources that are believed. */
-struct vtep { struct ip_addr addr; __u32 family; /* AF_INET 2, AF_INET6 10 */ __u32 ifindex; /* the VXLAN device */ struct ip_addr local; /* this host's outer address; ::: as the route says */ };
+enum vtep_flag {
+	VTEP_PRIVATE = 1 << 0,     /* encrypted, or of a host of this site: frames of encrypted networks may come from it */
+};
+struct vtep {
+	struct ip_addr addr;
+	__u32 family;              /* AF_INET 2, AF_INET6 10 */
+	__u32 ifindex;             /* the VXLAN device */
+	struct ip_addr local;      /* this host's outer address; ::: as the route says */
+	__u32 flags;               /* enum vtep_flag */
+};
 
 /* ---- meters: ARRAY slot ------------------------------------------------------------------------------------------- */
 
@@ -227,7 +237,7 @@ enum reason {
 	DROP_PVLAN = 27,
 	DROP_REFLECTED = 28,         /* from an uplink, with a source MAC of this host */
 	DROP_NOT_ACTIVE = 29,        /* broadcast from an uplink that is not the port's */
-	DROP_VTEP = 30,              /* tunnel packet from an address that is no host */
+	DROP_VTEP = 30,              /* tunnel packet from an address that is no host's, or not encrypted though its network is */
 	DROP_NETWORK = 31,           /* no such network here */
 	DROP_NO_UPLINK = 32,         /* all uplinks are down */
 	DROP_UNMARKED = 33,          /* to a port, but not by the datapath */

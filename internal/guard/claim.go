@@ -85,7 +85,7 @@ func (c *claim) text() string {
 	case table.DropUnmarked:
 		return "is sent frames by something on this host that is not the switch: " + c.summary()
 	case table.DropVTEP:
-		return "gets overlay packets from an address that is no host"
+		return "gets overlay packets from an address that is no host's, or unencrypted ones of an encrypted network"
 	}
 	return c.e.Reason.Text() + ": " + c.summary()
 }

@@ -239,6 +239,7 @@ type datapathVtep struct {
 	Family  uint32
 	Ifindex uint32
 	Local   datapathIpAddr
+	Flags   uint32
 }
 
 // Names of all BPF objects in the ELF.

@@ -193,7 +193,7 @@ func TestNumbers(t *testing.T) {
 		"TEAM_BY_PORT": uint64(table.TeamByPort), "TEAM_BY_MAC": uint64(table.TeamByMAC), "TEAM_BY_IP": uint64(table.TeamByIP),
 		"PLACE_LOCAL": uint64(table.PlaceLocal), "PLACE_UPLINK": uint64(table.PlaceUplink), "PLACE_TUNNEL": uint64(table.PlaceTunnel),
 		"NETWORK_UPLINK": uint64(table.NetworkUplink), "NETWORK_OVERLAY": uint64(table.NetworkOverlay), "NETWORK_SNOOPING": uint64(table.NetworkSnooping),
-		"NETWORK_WATCHED": uint64(table.NetworkWatched), "NETWORK_PROXY": uint64(table.NetworkProxy), "NETWORK_HERE": uint64(table.NetworkHere),
+		"NETWORK_WATCHED": uint64(table.NetworkWatched), "NETWORK_PROXY": uint64(table.NetworkProxy), "NETWORK_ENCRYPTED": uint64(table.NetworkEncrypted), "VTEP_PRIVATE": uint64(table.VTEPPrivate), "NETWORK_HERE": uint64(table.NetworkHere),
 		"MEMBER_ALL_GROUPS": uint64(table.MemberAllGroups), "MEMBER_PROMISCUOUS": uint64(table.MemberPromiscuous),
 		"BINDING_ASSIGNED": uint64(table.BindingAssigned), "BINDING_DHCP": uint64(table.BindingDHCP), "BINDING_PROVISIONAL": uint64(table.BindingProvisional),
 		"BINDING_REMOTE": uint64(table.BindingRemote), "BINDING_VIRTUAL": uint64(table.BindingVirtual),

@@ -306,6 +306,17 @@ func TestTunnel(t *testing.T) {
 			two.apply()
 			tries(raw(mac(8), mac(1), 60), table.DropSplitHorizon)
 			n := two.want.Networks[7]
+			n.Flags |= table.NetworkEncrypted
+			two.want.Networks[7] = n
+			two.apply()
+			tries(frame, table.DropVTEP)
+			c.getsNothing()
+			v := two.want.VTEPs[1]
+			v.Flags = table.VTEPPrivate
+			two.want.VTEPs[1] = v
+			two.apply()
+			a.send(frame)
+			c.gets(frame)
 			n.Flags = 0
 			two.want.Networks[7] = n
 			two.apply()

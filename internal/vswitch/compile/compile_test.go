@@ -105,6 +105,11 @@ func TestWorld(t *testing.T) {
 	if vtep("192.0.2.2") == 0 || vtep("192.0.2.3") == 0 || vtep("fd64::3") == 0 || vtep("fd64::3") == vtep("192.0.2.3") || vtep("192.0.2.1") != 0 {
 		t.Errorf("tunnel ends: %v", r.Tables.VTEPSources)
 	}
+	for a, want := range map[string]table.VTEPFlag{"192.0.2.2": table.VTEPPrivate, "192.0.2.3": 0, "fd64::3": table.VTEPPrivate} {
+		if got := r.Tables.VTEPs[vtep(a)].Flags; got != want {
+			t.Errorf("tunnel end %s: flags %b, want %b: frames of encrypted networks come from this site or from encrypted ends", a, got, want)
+		}
+	}
 	want := map[table.FDBKey]table.FDBEntry{
 		{Net: 10, MAC: mac(1)}: {Target: 5, Place: table.PlaceLocal},
 		{Net: 10, MAC: mac(2)}: {Place: table.PlaceUplink},
@@ -139,7 +144,7 @@ func TestWorld(t *testing.T) {
 		10: {Flags: table.NetworkUplink | table.NetworkSnooping | table.NetworkProxy, VID: 100, MTU: 1500, Members: 1},
 		20: {Flags: table.NetworkOverlay | table.NetworkSnooping | table.NetworkProxy, MTU: 1430},
 		30: {Flags: table.NetworkUplink | table.NetworkOverlay | table.NetworkSnooping | table.NetworkProxy, VID: 301, MTU: 1400, Members: 1},
-		40: {Flags: table.NetworkOverlay | table.NetworkSnooping | table.NetworkProxy, MTU: 1350, Members: 2},
+		40: {Flags: table.NetworkOverlay | table.NetworkEncrypted | table.NetworkSnooping | table.NetworkProxy, MTU: 1350, Members: 2},
 	}
 	if !reflect.DeepEqual(r.Tables.Networks, nets) {
 		t.Errorf("networks %v, want %v", r.Tables.Networks, nets)

@@ -15,7 +15,7 @@
 //   - Equal input gives equal output, in whatever order its lists are.
 //   - No row of fdb is for a MAC that is neither registered nor a local port's own or granted.
 //   - A port whose policy is not whole gets no row in ports, so that it passes nothing.
-//   - An encrypted network's frames never get a way to another site that is not encrypted.
+//   - An encrypted network's frames never get a way to another site that is not encrypted, and none is believed from an end there that is not.
 //
 // # Lock order
 //

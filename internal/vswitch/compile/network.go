@@ -179,6 +179,9 @@ func (v *View) network(c *Connection) table.Network {
 	if c.Overlay {
 		row.Flags |= table.NetworkOverlay
 	}
+	if c.Overlay && c.Encrypted {
+		row.Flags |= table.NetworkEncrypted
+	}
 	if !c.spec.GetNoSnooping() {
 		row.Flags |= table.NetworkSnooping
 	}

@@ -80,15 +80,15 @@ func (v *View) takePeers(t *table.Tables, peers []*v1.Peer) {
 			x.physical[n] = true
 		}
 		v.peers[p.GetHost()] = x
-		x.plain = v.endpoint(t, p.GetHost(), p.GetOverlayAddress(), "", v.overlay.Address)
+		x.plain = v.endpoint(t, p.GetHost(), p.GetOverlayAddress(), "", v.overlay.Address, p.GetSite() == v.site)
 		if v.overlay.Encrypted && p.GetTunnelKey() != "" {
-			x.encrypted = v.endpoint(t, p.GetHost(), p.GetTunnelAddress(), "/encrypted", v.overlay.Tunnel)
+			x.encrypted = v.endpoint(t, p.GetHost(), p.GetTunnelAddress(), "/encrypted", v.overlay.Tunnel, true)
 		}
 	}
 }
 
-// endpoint adds a tunnel end's rows and gives its key, 0 if it has none.
-func (v *View) endpoint(t *table.Tables, host, address, kind string, local netip.Addr) uint32 {
+// endpoint adds a tunnel end's rows and gives its key, 0 if it has none. private says that frames of encrypted networks may come from it.
+func (v *View) endpoint(t *table.Tables, host, address, kind string, local netip.Addr, private bool) uint32 {
 	if address == "" || v.overlay.Ifindex == 0 {
 		return 0
 	}
@@ -123,6 +123,9 @@ func (v *View) endpoint(t *table.Tables, host, address, kind string, local netip
 	}
 	if local = local.Unmap(); local.IsValid() && local.Is6() == a.Is6() {
 		row.Local = table.IPOf(local)
+	}
+	if private {
+		row.Flags = table.VTEPPrivate
 	}
 	t.VTEPs[id], t.VTEPSources[row.Addr] = row, id
 	return id

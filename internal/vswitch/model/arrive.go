@@ -224,6 +224,12 @@ func (w *walk) fromTunnel(src netip.Addr, vni uint32) table.Reason {
 		}
 		return table.DropNetwork
 	}
+	if w.network.Flags&table.NetworkEncrypted != 0 && w.m.t.VTEPs[host].Flags&table.VTEPPrivate == 0 {
+		if w.trace {
+			w.say("tunnel", false, "%s is encrypted between sites, and %s is not where that host's encrypted packets come from", w.m.names.Network(vni), src)
+		}
+		return table.DropVTEP
+	}
 	if r := w.ethernet(); r != table.DropNone {
 		return r
 	}

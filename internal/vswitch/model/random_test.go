@@ -108,7 +108,7 @@ func (g *generator) tables() *table.Tables {
 		if n == 7 && g.once(2) {
 			continue
 		}
-		t.Networks[n] = table.Network{Flags: table.NetworkFlag(g.IntN(32)), Team: uint32(g.IntN(2)), Members: uint32(g.IntN(10)), VID: pick(g, []uint16{0, 10, 20}),
+		t.Networks[n] = table.Network{Flags: table.NetworkFlag(g.IntN(64)), Team: uint32(g.IntN(2)), Members: uint32(g.IntN(10)), VID: pick(g, []uint16{0, 10, 20}),
 			IsolatedVID: pick(g, []uint16{0, 30}), MTU: pick(g, []uint16{1500, 1500, 100})}
 		if quiet {
 			w := t.Networks[n]

@@ -40,6 +40,10 @@ func small() *table.Tables {
 	t.Bindings[table.BindingKey{Net: 5, IP: table.IPOf(netip.MustParseAddr("10.0.0.9"))}] = table.Binding{Ifindex: 2, MAC: portMAC(2), Source: table.BindingAssigned}
 	t.VTEPs[4] = table.VTEP{Addr: table.IPOf(netip.MustParseAddr("192.0.2.4")), Family: table.FamilyIP4, Ifindex: 9}
 	t.VTEPSources[table.IPOf(netip.MustParseAddr("192.0.2.4"))] = 4
+	t.Networks[8] = table.Network{Flags: table.NetworkOverlay | table.NetworkEncrypted, MTU: mtu}
+	t.FDB[table.FDBKey{Net: 8, MAC: portMAC(2)}] = table.FDBEntry{Target: 2, Place: table.PlaceLocal}
+	t.VTEPs[5] = table.VTEP{Addr: table.IPOf(netip.MustParseAddr("fd64::4")), Family: table.FamilyIP6, Ifindex: 9, Flags: table.VTEPPrivate}
+	t.VTEPSources[table.IPOf(netip.MustParseAddr("fd64::4"))] = 5
 	t.Uplinks[8] = table.Uplink{Slot: 20}
 	t.UplinkVLANs[table.UplinkKey{Ifindex: 8, VID: 12}] = table.UplinkVLAN{Net: 5}
 	team := table.Team{}
@@ -160,6 +164,9 @@ func TestTunnel(t *testing.T) {
 		{"delivered", "udp 10.0.0.9", remote, host, 5, model.Redirected, table.DropNone, 1},
 		{"flooded here only", "arp who-has 10.0.0.9", remote, host, 5, model.Flooded, table.DropNone, 3},
 		{"a stranger", "udp 10.0.0.9", remote, netip.MustParseAddr("192.0.2.66"), 5, model.Dropped, table.DropVTEP, 0},
+		{"not encrypted, but its network is", "udp 10.0.0.9", remote, host, 8, model.Dropped, table.DropVTEP, 0},
+		{"encrypted", "udp 10.0.0.9", remote, netip.MustParseAddr("fd64::4"), 8, model.Redirected, table.DropNone, 1},
+		{"encrypted without need", "udp 10.0.0.9", remote, netip.MustParseAddr("fd64::4"), 5, model.Redirected, table.DropNone, 1},
 		{"another network", "udp 10.0.0.9", remote, host, 6, model.Dropped, table.DropNetwork, 0},
 		{"tagged", "vlan 3 udp 10.0.0.9", remote, host, 5, model.Dropped, table.DropTagged, 0},
 		{"reflected", "udp 10.0.0.9", portMAC(1), host, 5, model.Dropped, table.DropReflected, 0},

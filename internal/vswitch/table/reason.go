@@ -83,7 +83,7 @@ var reasons = [Reasons]struct{ name, text string }{
 	DropPVLAN:           {"PVLAN", "the private VLAN keeps the two apart"},
 	DropReflected:       {"REFLECTED", "from an uplink, with a source MAC of this host"},
 	DropNotActive:       {"NOT_ACTIVE", "broadcast from an uplink that is not the port's"},
-	DropVTEP:            {"VTEP", "tunnel packet from an address that is no host"},
+	DropVTEP:            {"VTEP", "tunnel packet from an address that is no host's, or not encrypted though its network is"},
 	DropNetwork:         {"NETWORK", "no such network here"},
 	DropNoUplink:        {"NO_UPLINK", "all uplinks are down"},
 	DropUnmarked:        {"UNMARKED", "to a port, but not by the datapath"},

@@ -162,6 +162,7 @@ const (
 	NetworkSnooping
 	NetworkWatched
 	NetworkProxy
+	NetworkEncrypted
 )
 
 // NetworkHere is in Port.NetworkFlags alone: the port's network has a row.
@@ -289,12 +290,19 @@ const (
 	FamilyIP6 = 10
 )
 
+// VTEPFlag is enum vtep_flag.
+type VTEPFlag uint32
+
+// VTEPPrivate is an encrypted end, or one of this site: frames of encrypted networks may come from it.
+const VTEPPrivate VTEPFlag = 1
+
 // VTEP is another host's end of tunnels.
 type VTEP struct {
 	Addr    IP
 	Family  uint32
 	Ifindex uint32 // the VXLAN device
 	Local   IP     // this host's outer address, of the same family; zero: as the route says
+	Flags   VTEPFlag
 }
 
 // Bucket is a token bucket. Rate and Burst are configuration; the rest is the datapath's.
