@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -93,11 +94,11 @@ func (d *demo) port(ctx context.Context, name, reason string) (p *v1.Port, dropp
 	return p, dropped, nil
 }
 
-// awaitDrops waits until a port tells more than so many drops of a reason.
-func (d *demo) awaitDrops(ctx context.Context, name, reason string, more uint64) (dropped uint64, err error) {
+// awaitDrops waits until a port tells at least so many drops of a reason.
+func (d *demo) awaitDrops(ctx context.Context, name, reason string, least uint64) (dropped uint64, err error) {
 	err = retry(ctx, func() error {
 		var err error
-		if _, dropped, err = d.port(ctx, name, reason); err == nil && dropped <= more {
+		if _, dropped, err = d.port(ctx, name, reason); err == nil && dropped < least {
 			err = fmt.Errorf("port %s has dropped %d frames for %s", name, dropped, reason)
 		}
 		return err
@@ -105,10 +106,17 @@ func (d *demo) awaitDrops(ctx context.Context, name, reason string, more uint64)
 	return dropped, err
 }
 
-// send has a guest put frames on its NIC by hand.
-func (d *demo) send(ctx context.Context, vm, query string) error {
-	_, err := d.exec(ctx, vm, "/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1/frame/send?"+query)
-	return err
+// send has a guest put frames on its NIC by hand, and says how many its driver took.
+func (d *demo) send(ctx context.Context, vm, query string) (sent uint64, err error) {
+	said, err := d.exec(ctx, vm, "/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1/frame/send?"+query)
+	if err != nil {
+		return 0, err
+	}
+	var told struct{ Sent uint64 }
+	if err := json.Unmarshal([]byte(said), &told); err != nil {
+		return 0, fmt.Errorf("VM %s says %q: %w", vm, said, err)
+	}
+	return told.Sent, nil
 }
 
 func bare(mac string) string { return strings.ReplaceAll(mac, ":", "") }
@@ -119,18 +127,18 @@ func (d *demo) floodMACs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var dropped uint64
-	took, err := d.step("evil sends 100,000 frames from as many MACs, to overflow the switch", func(func(string)) error {
-		if err := d.send(ctx, "evil", "count=100000&random=src&hex="+strings.Repeat("f", 12)+bare(evil.GetSpec().GetMac())+"88b5"+strings.Repeat("00", 46)); err != nil {
+	var sent, dropped uint64
+	took, err := d.step("evil sends up to 100,000 frames, each from another MAC, to overflow the switch", func(func(string)) error {
+		if sent, err = d.send(ctx, "evil", "count=100000&random=src&hex="+strings.Repeat("f", 12)+bare(evil.GetSpec().GetMac())+"88b5"+strings.Repeat("00", 46)); err != nil {
 			return err
 		}
-		dropped, err = d.awaitDrops(ctx, "evil/eth0", "SOURCE_MAC", before)
+		dropped, err = d.awaitDrops(ctx, "evil/eth0", "SOURCE_MAC", before+sent)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	d.say("%d dropped at its own port (SOURCE_MAC) in %s; nothing is learned, so nothing overflows", dropped-before, span(took))
+	d.say("%d sent and %d dropped at its own port (SOURCE_MAC) in %s; nothing is learned, so nothing overflows", sent, dropped-before, span(took))
 	return d.pingAcross(ctx)
 }
 
@@ -142,22 +150,22 @@ func (d *demo) spoofARP(ctx context.Context) error {
 	}
 	mac := bare(evil.GetSpec().GetMac())
 	_, err = d.step("evil tells everybody: 192.0.2.1 is me", func(func(string)) error {
-		if err := d.send(ctx, "evil", "count=5&hex="+strings.Repeat("f", 12)+mac+"08060001080006040002"+mac+"c0000201"+strings.Repeat("f", 12)+"c0000201"+strings.Repeat("00", 18)); err != nil {
+		if _, err := d.send(ctx, "evil", "count=5&hex="+strings.Repeat("f", 12)+mac+"08060001080006040002"+mac+"c0000201"+strings.Repeat("f", 12)+"c0000201"+strings.Repeat("00", 18)); err != nil {
 			return err
 		}
-		_, err := d.awaitDrops(ctx, "evil/eth0", "ARP", before)
+		_, err := d.awaitDrops(ctx, "evil/eth0", "ARP", before+1)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	list, err := d.f.API.Event.List(ctx, &v1.ListEventsRequest{Kind: "vm", Name: "evil"})
+	list, err := d.f.API.Event.List(ctx, &v1.ListEventsRequest{Kind: "port", Name: "evil/eth0"})
 	if err != nil {
 		return err
 	}
-	d.say("its VM's events tell it:")
+	d.say("drover event list --kind port --name evil/eth0")
 	for i, e := range list.GetEvents() {
-		if i < 4 {
+		if i < 3 {
 			d.quote(e.GetMessage())
 		}
 	}
