@@ -152,8 +152,8 @@ func (f *fabric) punt(p *table.Punt) {
 	case table.PuntLLDP, table.PuntCDP:
 		u := f.uplinkAt(p.Ifindex)
 		n, err := discovery.Parse(data)
-		if u == nil || err != nil {
-			return
+		if u == nil || err != nil || n.System == f.a.id.Host {
+			return // the last: our own word, which a switch that does not speak the protocol passes on from one uplink to the other
 		}
 		if f.neighbors.Heard(u.name, n, now) {
 			f.show()
