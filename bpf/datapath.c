@@ -300,8 +300,9 @@ int uplink_in(struct __sk_buff *skb)
 	return reason ? drop(skb, &p, reason) : action;
 }
 
-/* from_host believes a tunnel's packet only if a host that the manager named sent it, and says which end that is and which network it is in. */
-static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p, __u32 *host)
+/* from_host believes a tunnel's packet only if a host that the manager named sent it, and says which end that is, which network it is in, and to which
+ * of our addresses it went. */
+static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p, __u32 *host, struct ip_addr *local)
 {
 	__u32 *id;
 	struct bpf_tunnel_key key = {};
@@ -309,10 +310,12 @@ static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p, 
 
 	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
 		map_ip4(&source, bpf_htonl(key.remote_ipv4));
+		map_ip4(local, bpf_htonl(key.local_ipv4));
 	} else {
 		if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
 			return DROP_VTEP;
 		__builtin_memcpy(&source, key.remote_ipv6, sizeof(source));
+		__builtin_memcpy(local, key.local_ipv6, sizeof(*local));
 	}
 	p->net = key.tunnel_id;
 	id = bpf_map_lookup_elem(&vtep_sources, &source);
@@ -322,31 +325,35 @@ static __always_inline __u32 from_host(struct __sk_buff *skb, struct packet *p, 
 	return DROP_NONE;
 }
 
-/* is_private says whether frames of encrypted networks may come from a tunnel end. */
-static __always_inline bool is_private(__u32 host)
+/*
+ * is_private says whether frames of encrypted networks may come from a tunnel end. Anybody can write an address from inside the tunnel as source into a
+ * packet to this host's open address; to that inside the tunnel no router carries it.
+ */
+static __always_inline bool is_private(__u32 host, const struct ip_addr *local)
 {
 	struct vtep *vtep = bpf_map_lookup_elem(&vteps, &host);
 
-	return vtep && vtep->flags & VTEP_PRIVATE;
+	return vtep && vtep->flags & VTEP_PRIVATE && (is_unspecified(&vtep->local) || same_ip(&vtep->local, local));
 }
 
 /* from_tunnel is all of tunnel_in. */
 static __always_inline __u32 from_tunnel(struct __sk_buff *skb, struct packet *p, int *action)
 {
+	struct ip_addr local = {};
 	struct tag tag = {};
 	struct network *network;
 	__u32 reason, flags, host = 0;
 
 	p->length = skb->len;
 	count_in(p->slot, p->length);
-	reason = from_host(skb, p, &host);
+	reason = from_host(skb, p, &host, &local);
 	if (reason)
 		return reason;
 	network = bpf_map_lookup_elem(&networks, &p->net);
 	if (!network || !(network->flags & NETWORK_OVERLAY))
 		return DROP_NETWORK;
 	flags = network->flags;
-	if (flags & NETWORK_ENCRYPTED && !is_private(host))
+	if (flags & NETWORK_ENCRYPTED && !is_private(host, &local))
 		return DROP_VTEP;
 	reason = parse_ethernet(skb, p, &tag);
 	if (reason)

@@ -388,3 +388,52 @@ func TestTunnelSegments(t *testing.T) {
 		got += len(part) - 54
 	}
 }
+
+// TestEncryptedNetwork wants a network that is encrypted between sites to take nothing from another site that came openly, nor to another address of the host
+// than that inside the tunnel.
+func TestEncryptedNetwork(t *testing.T) {
+	for name, six := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			one, two := tunnelBeds(t, six)
+			a, c := one.port("a", 1, nil), two.port("c", 2, nil)
+			one.want.FDB[table.FDBKey{Net: 7, MAC: mac(2)}] = table.FDBEntry{Target: 2, Place: table.PlaceTunnel}
+			one.apply()
+			frame := raw(mac(2), mac(1), 60)
+			network, far := two.want.Networks[7], two.want.VTEPs[1]
+			network.Flags |= table.NetworkEncrypted
+			local := one.want.VTEPs[2].Addr
+			for _, tt := range []struct {
+				name   string
+				flags  table.VTEPFlag
+				local  table.IP
+				passes bool
+			}{
+				{"by the tunnel", table.VTEPPrivate, local, true},
+				{"by the tunnel, whose address is not known", table.VTEPPrivate, table.IP{}, true},
+				{"openly", 0, local, false},
+				{"to another address", table.VTEPPrivate, far.Addr, false},
+			} {
+				far.Flags, far.Local = tt.flags, tt.local
+				two.want.VTEPs[1], two.want.Networks[7] = far, network
+				two.apply()
+				before := two.dropped(0, table.DropVTEP)
+				a.send(frame)
+				if tt.passes {
+					c.gets(frame)
+					continue
+				}
+				c.getsNothing()
+				if two.dropped(0, table.DropVTEP) != before+1 {
+					t.Errorf("%s: not dropped for VTEP", tt.name)
+				}
+			}
+			// What is not encrypted anyway comes from any host.
+			network.Flags &^= table.NetworkEncrypted
+			far.Flags = 0
+			two.want.VTEPs[1], two.want.Networks[7] = far, network
+			two.apply()
+			a.send(frame)
+			c.gets(frame)
+		})
+	}
+}
