@@ -90,6 +90,8 @@ struct port {
 	__u32 mirror_ifindex;      /* SPAN: a port of this host; 0: none, or by the capture ring (ERSPAN) */
 	__u32 generation;          /* of the policy */
 	__u32 network_flags;       /* of the row of net, and NETWORK_HERE; 0: it has none. A copy, as every frame would pay for the lookup */
+	__u16 uplink_vid;          /* of frames in net on the uplinks: its role's VLAN in a private VLAN; 0: the network's vid */
+	__u16 pad;
 	__u32 ip4[INLINE_IP4];     /* network order */
 	struct ip_addr ip6[INLINE_IP6];
 };
@@ -123,9 +125,7 @@ struct network {
 	__u32 team;
 	__u32 members;             /* rows of members: 0 … members-1 */
 	__u16 vid;                 /* on the uplinks; 0: untagged */
-	__u16 isolated_vid;        /* of isolated ports' frames on the uplinks; 0: vid */
 	__u16 mtu;
-	__u16 pad;
 };
 
 /* ---- members: HASH {net, row} -> who gets broadcasts -------------------------------------------------------------- */

@@ -63,7 +63,7 @@ __noinline __u32 to_uplink(struct __sk_buff *skb, struct packet *p)
 	uplink = bpf_map_lookup_elem(&uplinks, &ifindex);
 	if (!uplink)
 		return 0;
-	vid = from->pvlan == PVLAN_ISOLATED && network->isolated_vid ? network->isolated_vid : network->vid;
+	vid = from->uplink_vid && p->net == from->net ? from->uplink_vid : network->vid;
 	count_out(uplink->slot, p->length);
 	if (uplink->flags & UPLINK_CAPTURE)
 		capture(skb, ifindex, uplink->slot, vid ? 0x1000 | vid : 0, CAPTURE_TO_GUEST, DROP_NONE);

@@ -81,8 +81,8 @@ func (f *fabric) announce(p *nicPort, row table.Port, ifindex int, now time.Time
 			continue
 		}
 		vid := n.VID
-		if row.PVLAN == table.PVLANIsolated && n.IsolatedVID != 0 {
-			vid = n.IsolatedVID
+		if row.UplinkVID != 0 && net == row.Net {
+			vid = row.UplinkVID
 		}
 		for _, mac := range macs {
 			if e := f.result.Tables.FDB[table.FDBKey{Net: net, MAC: mac}]; e.Place != table.PlaceLocal || e.Target != p.ifindex {

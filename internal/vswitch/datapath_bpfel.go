@@ -155,14 +155,12 @@ type datapathMeter struct {
 }
 
 type datapathNetwork struct {
-	_           structs.HostLayout
-	Flags       uint32
-	Team        uint32
-	Members     uint32
-	Vid         uint16
-	IsolatedVid uint16
-	Mtu         uint16
-	Pad         uint16
+	_       structs.HostLayout
+	Flags   uint32
+	Team    uint32
+	Members uint32
+	Vid     uint16
+	Mtu     uint16
 }
 
 type datapathPort struct {
@@ -185,6 +183,8 @@ type datapathPort struct {
 	MirrorIfindex uint32
 	Generation    uint32
 	NetworkFlags  uint32
+	UplinkVid     uint16
+	Pad           uint16
 	Ip4           [4]uint32
 	Ip6           [4]datapathIpAddr
 }

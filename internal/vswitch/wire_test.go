@@ -11,10 +11,10 @@ import (
 	"drover/internal/vswitch/table"
 )
 
-// uplinkBed has network 7 on VLAN 100 (isolated: 101) of a team of two uplinks, and network 9 untagged.
+// uplinkBed has network 7 on VLAN 100 (isolated: 101, community 4: 102) of a team of two uplinks, and network 9 untagged.
 func uplinkBed(t *testing.T, suffix string, flags table.UplinkFlag) (b *bed, up, other *plug) {
 	b = testBed(t, suffix)
-	b.want.Networks[7] = table.Network{Flags: table.NetworkUplink, VID: 100, IsolatedVID: 101, MTU: 1500, Team: 2}
+	b.want.Networks[7] = table.Network{Flags: table.NetworkUplink, VID: 100, MTU: 1500, Team: 2}
 	b.want.Networks[9] = table.Network{Flags: table.NetworkUplink, MTU: 1500, Team: 2}
 	up, other = b.plug("up", KindUplink), b.plug("other", KindUplink)
 	team := table.Team{}
@@ -36,7 +36,11 @@ func TestToUplink(t *testing.T) {
 	b, up, other := uplinkBed(t, "toup", 0)
 	a := b.port("a", 1, nil)
 	second := b.port("b", 2, func(p *table.Port) { p.Bucket, p.Flags, p.CoS = 1, table.PortMark, 5 })
-	alone := b.port("i", 3, func(p *table.Port) { p.PVLAN = table.PVLANIsolated })
+	alone := b.port("i", 3, func(p *table.Port) { p.PVLAN, p.UplinkVID = table.PVLANIsolated, 101 })
+	friends := b.port("c", 5, func(p *table.Port) {
+		p.PVLAN, p.Community, p.UplinkVID, p.Flags = table.PVLANCommunity, 4, 102, table.PortTrunk
+	})
+	b.want.Trunks[table.TrunkKey{Ifindex: friends.ifindex, VID: 9}] = 9
 	plain := b.port("p", 4, func(p *table.Port) { p.Net = 9 })
 	b.want.FDB[table.FDBKey{Net: 7, MAC: mac(50)}] = table.FDBEntry{Place: table.PlaceUplink}
 	b.apply()
@@ -54,6 +58,11 @@ func TestToUplink(t *testing.T) {
 	frame = raw(outside, mac(3), 60)
 	alone.send(frame)
 	up.gets(tagged(frame, 0x8100, 101))
+	frame = raw(outside, mac(5), 60)
+	friends.send(frame)
+	up.gets(tagged(frame, 0x8100, 102))
+	friends.send(tagged(frame, 0x8100, 9)) // another network than the one whose role it has
+	up.gets(frame)
 	frame = raw(outside, mac(4), 60)
 	plain.send(frame)
 	up.gets(frame)
@@ -62,6 +71,7 @@ func TestToUplink(t *testing.T) {
 	a.send(all)
 	second.gets(all)
 	alone.gets(all)
+	friends.gets(all)
 	plain.getsNothing()
 	up.gets(tagged(all, 0x8100, 100))
 	up.getsNothing()
@@ -73,8 +83,8 @@ func TestToUplink(t *testing.T) {
 	b.refused(plain, 4, raw(everybody, mac(4), 60), table.DropNoUplink)
 	got, err := b.d.Counters([]uint32{100, 101})
 	must(t, err)
-	if got[100].OutPackets != 5 || got[101].OutPackets != 1 {
-		t.Errorf("uplinks counted %d and %d frames, want 5 and 1", got[100].OutPackets, got[101].OutPackets)
+	if got[100].OutPackets != 7 || got[101].OutPackets != 1 {
+		t.Errorf("uplinks counted %d and %d frames, want 7 and 1", got[100].OutPackets, got[101].OutPackets)
 	}
 }
 

@@ -173,6 +173,14 @@ func TestWorld(t *testing.T) {
 	}
 }
 
+func uplinkVIDIs(want uint16) func(*testing.T, *Result) {
+	return func(t *testing.T, r *Result) {
+		if got := r.Tables.Ports[5].UplinkVID; got != want {
+			t.Errorf("frames leave with VLAN %d, want %d (0: the network's)", got, want)
+		}
+	}
+}
+
 // Each case changes the world a little and says what must come of it.
 func TestPolicy(t *testing.T) {
 	flags := func(have, lack table.PortFlag) func(*testing.T, *Result) {
@@ -305,13 +313,32 @@ func TestPolicy(t *testing.T) {
 		}, nil, func(t *testing.T, r *Result) {
 			u := r.Tables.UplinkVLANs
 			if u[table.UplinkKey{Ifindex: 3, VID: 100}].PVLAN != table.PVLANPromiscuous || u[table.UplinkKey{Ifindex: 3, VID: 101}].PVLAN != table.PVLANIsolated ||
-				u[table.UplinkKey{Ifindex: 3, VID: 102}] != (table.UplinkVLAN{Net: 10, PVLAN: table.PVLANCommunity, Community: 7}) || r.Tables.Networks[10].IsolatedVID != 101 {
+				u[table.UplinkKey{Ifindex: 3, VID: 102}] != (table.UplinkVLAN{Net: 10, PVLAN: table.PVLANCommunity, Community: 7}) {
 				t.Errorf("uplink VLANs %v", u)
 			}
-			if p, m := r.Tables.Ports[5], r.Tables.Members[table.MemberKey{Net: 10}]; p.PVLAN != table.PVLANCommunity || p.Community != 7 || m.PVLAN != p.PVLAN || m.Community != 7 || r.Tables.FDB[table.FDBKey{Net: 10, MAC: mac(1)}].Community != 7 {
+			if p, m := r.Tables.Ports[5], r.Tables.Members[table.MemberKey{Net: 10}]; p.PVLAN != table.PVLANCommunity || p.Community != 7 || p.UplinkVID != 102 || m.PVLAN != p.PVLAN || m.Community != 7 || r.Tables.FDB[table.FDBKey{Net: 10, MAC: mac(1)}].Community != 7 {
 				t.Errorf("port %+v, member %+v", p, m)
 			}
 		}},
+		"isolated": {func(in *Input) {
+			in.Networks[0].Spec.PrivateVlans = &v1.PrivateVLANs{IsolatedVlan: 101, CommunityVlans: map[int32]int32{7: 102}}
+			in.Profiles["secure"] = with(func(s *v1.PortProfileSpec) { s.PrivateRole = v1.PrivateRole_PRIVATE_ROLE_ISOLATED })
+		}, nil, uplinkVIDIs(101)},
+		"promiscuous": {func(in *Input) {
+			in.Networks[0].Spec.PrivateVlans = &v1.PrivateVLANs{IsolatedVlan: 101, CommunityVlans: map[int32]int32{7: 102}}
+			in.Profiles["secure"] = with(func(s *v1.PortProfileSpec) { s.PrivateRole = v1.PrivateRole_PRIVATE_ROLE_PROMISCUOUS })
+		}, nil, uplinkVIDIs(0)},
+		"community without a VLAN": {func(in *Input) {
+			in.Networks[0].Spec.PrivateVlans = &v1.PrivateVLANs{IsolatedVlan: 101, CommunityVlans: map[int32]int32{7: 102}}
+			in.Profiles["secure"] = with(func(s *v1.PortProfileSpec) {
+				s.PrivateRole, s.Community = v1.PrivateRole_PRIVATE_ROLE_COMMUNITY, 8
+			})
+		}, nil, uplinkVIDIs(0)},
+		"isolated without uplinks": {func(in *Input) {
+			in.Networks[0].Spec.PrivateVlans = &v1.PrivateVLANs{IsolatedVlan: 101}
+			in.Profiles["secure"] = with(func(s *v1.PortProfileSpec) { s.PrivateRole = v1.PrivateRole_PRIVATE_ROLE_ISOLATED })
+			in.Uplinks[0].Ifindex = 0
+		}, []string{"lan:UPLINK_MISSING", "wide:UPLINK_MISSING"}, uplinkVIDIs(0)},
 		"mirror": {func(in *Input) {
 			in.Profiles["watched"] = with(func(s *v1.PortProfileSpec) { s.Mirror = &v1.Mirror{In: true, Port: "ids/n0"} })
 			in.Ports[0].Profile = "watched"

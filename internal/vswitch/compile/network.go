@@ -174,7 +174,6 @@ func (v *View) network(c *Connection) table.Network {
 	row := table.Network{Team: v.teams[c.Team], VID: c.VID, MTU: uint16(c.MTU)}
 	if len(c.Uplinks) > 0 {
 		row.Flags |= table.NetworkUplink
-		row.IsolatedVID = uint16(c.spec.GetPrivateVlans().GetIsolatedVlan())
 	}
 	if c.Overlay {
 		row.Flags |= table.NetworkOverlay
@@ -189,6 +188,21 @@ func (v *View) network(c *Connection) table.Network {
 		row.Flags |= table.NetworkProxy
 	}
 	return row
+}
+
+// uplinkVID is the VLAN that a port's frames in its own network have on the uplinks, if its role has one of its own there.
+func uplinkVID(p *port) uint16 {
+	if p.native == nil || len(p.native.Uplinks) == 0 {
+		return 0
+	}
+	private := p.native.spec.GetPrivateVlans()
+	switch roleOf(p.policy.GetPrivateRole()) {
+	case table.PVLANIsolated:
+		return uint16(private.GetIsolatedVlan())
+	case table.PVLANCommunity:
+		return uint16(private.GetCommunityVlans()[p.policy.GetCommunity()])
+	}
+	return 0
 }
 
 // uplinkVLANs adds the rows of a network's VLANs on its uplinks.

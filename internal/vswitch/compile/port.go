@@ -154,7 +154,7 @@ func (v *View) row(p *port, team map[string]Team) table.Port {
 	row := table.Port{
 		Slot: p.Slot, Team: v.teams[p.home.Team], MAC: p.MAC, PVLAN: roleOf(p.policy.GetPrivateRole()), Community: uint16(p.policy.GetCommunity()),
 		TeamHash: team[p.home.Team].Hash, MTU: uint16(p.home.MTU), DSCP: table.Leave, CoS: table.Leave, Bucket: p.Bucket % table.TeamBuckets,
-		Generation: uint32(p.generation),
+		Generation: uint32(p.generation), UplinkVID: uplinkVID(p),
 	}
 	if p.native != nil {
 		row.Net = p.native.Net

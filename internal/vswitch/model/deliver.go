@@ -205,8 +205,8 @@ func (w *walk) toUplink(isCopy bool) table.Reason {
 		return deny("all uplinks of the team are down")
 	}
 	vid := w.network.VID
-	if w.port.PVLAN == table.PVLANIsolated && w.network.IsolatedVID != 0 {
-		vid = w.network.IsolatedVID
+	if w.port.UplinkVID != 0 && w.net == w.port.Net {
+		vid = w.port.UplinkVID
 	}
 	w.count(uplink.Slot, true, len(w.b))
 	if uplink.Flags&table.UplinkCapture != 0 {

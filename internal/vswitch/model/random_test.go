@@ -80,7 +80,8 @@ func (g *generator) port(i int) table.Port {
 	}
 	p := table.Port{Slot: uint32(i + 1), Net: pick(g, []uint32{5, 5, 5, 5, 5, 6, 6, 6, 7, 0}), Flags: flags, Team: 0, MAC: portMAC(byte(i)), PVLAN: pick(g, []table.PVLAN{0, 0, 0, 1, 2, 3}),
 		TeamHash: table.TeamHash(g.IntN(3)), Community: uint16(g.IntN(2)), MTU: pick(g, []uint16{1500, 1500, 1500, 100}), DSCP: pick(g, []uint8{0, 46, 255}), CoS: pick(g, []uint8{0, 5, 255}),
-		IP4Count: uint8(g.IntN(table.InlineIPs + 1)), IP6Count: uint8(g.IntN(table.InlineIPs + 1)), Bucket: uint32(g.IntN(table.TeamBuckets)), Priority: g.Uint32()}
+		IP4Count: uint8(g.IntN(table.InlineIPs + 1)), IP6Count: uint8(g.IntN(table.InlineIPs + 1)), Bucket: uint32(g.IntN(table.TeamBuckets)), Priority: g.Uint32(),
+		UplinkVID: pick(g, []uint16{0, 0, 30})}
 	if flags&(table.PortMirrorIn|table.PortMirrorOut) != 0 && g.once(2) {
 		p.MirrorIfindex = pick(g, g.k.ports)
 	}
@@ -109,7 +110,7 @@ func (g *generator) tables() *table.Tables {
 			continue
 		}
 		t.Networks[n] = table.Network{Flags: table.NetworkFlag(g.IntN(64)), Team: uint32(g.IntN(2)), Members: uint32(g.IntN(10)), VID: pick(g, []uint16{0, 10, 20}),
-			IsolatedVID: pick(g, []uint16{0, 30}), MTU: pick(g, []uint16{1500, 1500, 100})}
+			MTU: pick(g, []uint16{1500, 1500, 100})}
 		if quiet {
 			w := t.Networks[n]
 			w.Flags &^= table.NetworkWatched

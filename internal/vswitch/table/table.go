@@ -121,6 +121,8 @@ type Port struct {
 	MirrorIfindex uint32
 	Generation    uint32
 	NetworkFlags  NetworkFlag // a copy of what Net's row has, and NetworkHere: see Tables.Row
+	UplinkVID     uint16      // of frames in Net on the uplinks; 0: the network's
+	_             uint16
 	IP4           [InlineIPs][4]byte
 	IP6           [InlineIPs]IP
 }
@@ -170,13 +172,11 @@ const NetworkHere NetworkFlag = 1 << 30
 
 // Network is a row of networks; its key is the network's number.
 type Network struct {
-	Flags       NetworkFlag
-	Team        uint32
-	Members     uint32
-	VID         uint16
-	IsolatedVID uint16
-	MTU         uint16
-	_           uint16
+	Flags   NetworkFlag
+	Team    uint32
+	Members uint32
+	VID     uint16
+	MTU     uint16
 }
 
 // MemberKey is a row of a network's flood list.
