@@ -112,17 +112,18 @@ func (l *Leases) Heard(p *table.Punt, find Finder, now time.Time) (changed bool,
 			if g.life > 0 {
 				x.Expires = now.Add(g.life)
 			}
-			changed = l.put(x) || changed
+			changed = l.put(x, now) || changed
 		}
 	}
 	return changed, nil
 }
 
-// put notes a lease. Who had the address before has it no more: the server gave it away.
-func (l *Leases) put(x Lease) (changed bool) {
+// put notes a lease. Who has the address by a lease that is not over keeps it: servers know clients by the identifier that these name themselves, and give
+// anybody who names another's what the other has.
+func (l *Leases) put(x Lease, now time.Time) (changed bool) {
 	k := leaseKey{x.Net, x.Addr}
 	old, had := l.all[k]
-	if had && old == x {
+	if had && (old == x || old.Port != x.Port && !old.over(now)) {
 		return false
 	}
 	if !had || old.Port != x.Port {
@@ -220,7 +221,7 @@ func (l *Leases) Adopt(leases []Lease, now time.Time) (changed bool) {
 	for _, x := range leases {
 		x.Addr = x.Addr.Unmap()
 		if x.Addr.IsValid() && x.Port != "" && !x.over(now) {
-			changed = l.put(x) || changed
+			changed = l.put(x, now) || changed
 		}
 	}
 	return changed

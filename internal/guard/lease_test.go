@@ -141,7 +141,8 @@ func TestLeases(t *testing.T) {
 		{"refused", []*table.Punt{granted, punt(1, 0, request(mac1, "10.0.0.5")), punt(9, 1, nak)}, nil},
 		{"refused, not asked for", []*table.Punt{granted, punt(9, 1, nak)}, []Lease{ours}},
 		{"refused, another time", []*table.Punt{granted, punt(1, 0, request(mac1, "10.0.0.5")), punt(9, 1, udpFrame(mac1, mac9, server4, allC4, other))}, []Lease{ours}},
-		{"given to another", []*table.Punt{granted, punt(9, 2, ack(mac9, "10.0.0.5", 3600))}, []Lease{lease("db/net0", "10.0.0.5", mac9, time.Hour)}},
+		{"given to another, who named its client identifier", []*table.Punt{granted, punt(9, 2, ack(mac9, "10.0.0.5", 3600))}, []Lease{ours}},
+		{"given to another after it was released", []*table.Punt{granted, punt(1, 0, release(mac1, "10.0.0.5")), punt(9, 2, ack(mac9, "10.0.0.5", 3600))}, []Lease{lease("db/net0", "10.0.0.5", mac9, time.Hour)}},
 		{"dhcpv6", []*table.Punt{punt(9, 1, reply6(mac1, time.Hour, "2001:db8::5", "2001:db8::6"))}, []Lease{lease("web/net0", "2001:db8::5", mac1, time.Hour), lease("web/net0", "2001:db8::6", mac1, time.Hour)}},
 		{"dhcpv6 for somebody else", []*table.Punt{punt(9, 1, reply6(mac9, time.Hour, "2001:db8::5"))}, nil},
 		{"dhcpv6, mapped", []*table.Punt{punt(9, 1, reply6(mac1, time.Hour, "::ffff:10.0.0.9"))}, nil},
@@ -346,4 +347,22 @@ func FuzzLoad(f *testing.F) {
 			t.Error("an error, and leases")
 		}
 	})
+}
+
+// An address whose lease is over may be leased to another before anybody has called Expire.
+func TestLeaseAfterLease(t *testing.T) {
+	l := NewLeases()
+	for _, x := range []struct {
+		to    uint32
+		mac   table.MAC
+		after time.Duration
+		owner string
+	}{{1, mac1, 0, "web/net0"}, {2, mac9, time.Hour - 1, "web/net0"}, {2, mac9, time.Hour, "db/net0"}} {
+		if _, err := l.Heard(punt(9, x.to, ack(x.mac, "10.0.0.5", 3600)), find, epoch.Add(x.after)); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := l.Owner(7, netip.MustParseAddr("10.0.0.5")); got != x.owner {
+			t.Errorf("after %v the address is %q's, want %q", x.after, got, x.owner)
+		}
+	}
 }
