@@ -177,7 +177,7 @@ static __always_inline bool is_rootless(const struct packet *p)
 }
 
 /* guard_ip is rule 7 for IPv4 and IPv6. */
-__noinline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct port *port)
+static __always_inline __u32 guard_ip(struct __sk_buff *skb, struct packet *p, const struct port *port)
 {
 	__u32 reason, flags, net;
 	struct network *network;
