@@ -96,10 +96,10 @@ func (w *walk) whyUnbound(a table.IP, m *table.MAC) string {
 	}
 	var own []string
 	for i := range min(int(w.port.IP4Count), table.InlineIPs) {
-		own = append(own, ip4(w.port.IP4[i][:]).Addr().String()+" (assigned)")
+		own = append(own, w.inlineWords(ip4(w.port.IP4[i][:])))
 	}
 	for i := range min(int(w.port.IP6Count), table.InlineIPs) {
-		own = append(own, w.port.IP6[i].Addr().String()+" (assigned)")
+		own = append(own, w.inlineWords(w.port.IP6[i]))
 	}
 	if w.has(table.PortMoreIPs) {
 		own = append(own, w.moreWords()...)
@@ -111,14 +111,24 @@ func (w *walk) whyUnbound(a table.IP, m *table.MAC) string {
 	return b.String()
 }
 
+// inlineWords names an address of the port's row, with where it comes from if bindings know it too.
+func (w *walk) inlineWords(a table.IP) string {
+	source := table.BindingAssigned
+	if b, ok := w.binding(a); ok && b.Ifindex == w.ifindex {
+		source = b.Source
+	}
+	return fmt.Sprintf("%s (%s)", a.Addr(), sources[source])
+}
+
 // maxShown is how many addresses a text lists.
 const maxShown = 8
 
+// moreWords are the port's addresses that are in bindings alone.
 func (w *walk) moreWords() []string {
 	var out []string
 	for _, k := range sortedBindings(w.m.t.Bindings, w.net, w.ifindex) {
 		b, ok := w.binding(k.IP)
-		if !ok {
+		if !ok || w.inline(k.IP) {
 			continue
 		}
 		if len(out) == maxShown {

@@ -215,6 +215,24 @@ func TestTagBesideFrame(t *testing.T) {
 	}
 }
 
+// TestBoundOnce wants each address of a port once in the text, with where it comes from: the first ones are in the port's row and in bindings.
+func TestBoundOnce(t *testing.T) {
+	tables := small()
+	p := tables.Ports[1]
+	p.Flags |= table.PortMoreIPs
+	p.IP4Count, p.IP4 = 3, [4][4]byte{{10, 0, 0, 5}, {10, 0, 0, 6}, {10, 0, 0, 7}}
+	tables.Ports[1] = p
+	for a, source := range map[string]table.BindingSource{"10.0.0.5": table.BindingAssigned, "10.0.0.6": table.BindingDHCP, "10.0.0.8": table.BindingDHCP} {
+		tables.Bindings[table.BindingKey{Net: 5, IP: table.IPOf(netip.MustParseAddr(a))}] = table.Binding{Ifindex: 1, MAC: portMAC(1), Source: source}
+	}
+	m := model.New(tables, names{})
+	m.Trace = true
+	got := words(m.PortIn(1, model.Frame{Bytes: built(t, "arp announce 10.0.0.9", portMAC(1))}))
+	if want := "bound are 10.0.0.5 (assigned), 10.0.0.6 (by DHCP), 10.0.0.7 (assigned), 10.0.0.8 (by DHCP)\n"; !strings.Contains(got, want) {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
 // TestNoCost holds the promise that frames whose way nobody wants to know make no text.
 func TestNoCost(t *testing.T) {
 	m, b := model.New(small(), names{}), built(t, "tcp 10.0.0.9:80", portMAC(1))
