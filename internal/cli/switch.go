@@ -51,7 +51,7 @@ func (a *App) switchShowCommand() *cobra.Command {
 				}
 				t.Add(table.Text(h.GetHost()), table.Text(h.GetSite()), hostSwitchState(h, v.GetRevision()), table.Text(fmt.Sprintf("%d of %d active", up, all)),
 					table.Text(overlay), table.Text(fmt.Sprint(len(h.GetNetworks()))), table.Text(fmt.Sprint(h.GetStatus().GetPorts())),
-					table.Text(fmt.Sprint(h.GetStatus().GetRegistrations())), table.Text(strings.Join(h.GetStatus().GetForeignPrograms(), "; ")))
+					table.Text(fmt.Sprint(h.GetStatus().GetRegistrations())), table.Text(strings.Join(problemsOf(h), ",")))
 			}
 			if err := t.Write(a.Out, a.coloured(a.Out)); err != nil {
 				return err
@@ -64,6 +64,18 @@ func (a *App) switchShowCommand() *cobra.Command {
 	return cmd
 }
 
+// problemsOf are the names of what is wrong with a host.
+func problemsOf(h *v1.HostSwitch) []string {
+	var list []string
+	for _, c := range h.GetConditions() {
+		if c.GetStatus() && !slices.Contains(list, c.GetType()) {
+			list = append(list, c.GetType())
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // hostSwitchState says whether a host's part is as the manager wants it.
 func hostSwitchState(h *v1.HostSwitch, revision int64) table.Cell {
 	switch st := h.GetStatus(); {
@@ -71,6 +83,8 @@ func hostSwitchState(h *v1.HostSwitch, revision int64) table.Cell {
 		return table.Cell{Text: "not heard of", Colour: table.Red}
 	case h.GetStale():
 		return table.Cell{Text: "unreachable", Colour: table.Red}
+	case slices.Contains(problemsOf(h), "SWITCH_UNAVAILABLE"), slices.Contains(problemsOf(h), "SWITCH_ERROR"):
+		return table.Cell{Text: "failed", Colour: table.Red} // "drover host show" has the words
 	case st.GetRevision() < revision:
 		return table.Cell{Text: "catching up", Colour: table.Yellow}
 	}

@@ -263,3 +263,22 @@ func TestStaticAddressesBringASeed(t *testing.T) {
 		}
 	}
 }
+
+// A host without a switch is not "in step", whatever it took in before.
+func TestSwitchStateSaysWhatIsWrong(t *testing.T) {
+	bad := []*v1.Condition{{Type: "SWITCH_UNAVAILABLE", Status: true}, {Type: "UPLINK_MISSING", Status: true}, {Type: "UPLINK_MISSING", Status: true}}
+	for want, h := range map[string]*v1.HostSwitch{
+		"in step":      {Status: &v1.SwitchStatus{Revision: 5}},
+		"catching up":  {Status: &v1.SwitchStatus{Revision: 4}},
+		"failed":       {Status: &v1.SwitchStatus{Revision: 5}, Conditions: bad},
+		"unreachable":  {Status: &v1.SwitchStatus{Revision: 5}, Conditions: bad, Stale: true},
+		"not heard of": {},
+	} {
+		if got := hostSwitchState(h, 5).Text; got != want {
+			t.Errorf("state %q, want %q", got, want)
+		}
+	}
+	if got := strings.Join(problemsOf(&v1.HostSwitch{Conditions: bad}), ","); got != "SWITCH_UNAVAILABLE,UPLINK_MISSING" {
+		t.Errorf("problems: %s", got)
+	}
+}

@@ -392,6 +392,26 @@ func TestPeersAndSites(t *testing.T) {
 	if err != nil || is.Meta.Revision != was.Meta.Revision || is.Status.Uplinks[0].Counters.InPackets != 4 || is.Status.Switch.Registrations != 10 {
 		t.Errorf("after counting on: %v, %v", is, err)
 	}
+	// An agent that has no hold of its datapath takes no VMs, but the datapath goes on: the others go on to reach its VMs.
+	var before *v1.Peer
+	h1.until(t, "of h2 as before", func(x *toldSwitch) bool { before = x.peers["h2"]; return before != nil })
+	h2.say(t, func(st *v1.HostStatus) {
+		st.Networks, st.Switch = nil, &v1.SwitchStatus{}
+		st.Conditions = []*v1.Condition{{Type: "SWITCH_UNAVAILABLE", Status: true, Reason: "SWITCH_UNAVAILABLE", Message: "no memory"}}
+	})
+	r.profile(t, "mark", &v1.PortProfileSpec{}) // is told behind the news of h2
+	h1.until(t, "the mark", func(x *toldSwitch) bool { return x.profiles["mark"] != nil })
+	h1.until(t, "of h2 still", func(x *toldSwitch) bool { return proto.Equal(x.peers["h2"], before) })
+	view, err = r.switches().Show(t.Context(), &v1.ShowSwitchRequest{})
+	if err != nil || len(view.Hosts[1].Conditions) != 1 || len(view.Hosts[1].Networks) != 0 || view.Hosts[1].Status.OverlayAddress != "192.0.2.2" {
+		t.Errorf("switch without a datapath: %v, %v", view, err)
+	}
+	h2.say(t, func(st *v1.HostStatus) {
+		st.Switch = &v1.SwitchStatus{OverlayAddress: "192.0.2.3", TunnelKey: "key", TunnelPort: 51820}
+	})
+	h1.until(t, "of h2's new address", func(x *toldSwitch) bool {
+		return x.peers["h2"].GetOverlayAddress() == "192.0.2.3" && slices.Equal(x.peers["h2"].PhysicalNetworks, []string{testNetwork})
+	})
 	// Hosts hear of the networks of their sites only, also when these change.
 	if _, err := r.sites().Create(t.Context(), &v1.CreateSiteRequest{Site: &v1.Site{Meta: &v1.Meta{Name: "s2"}}}); err != nil {
 		t.Fatal(err)

@@ -45,13 +45,46 @@ func peerOf(h *v1.Host) *v1.Peer {
 	if a, err := resource.TunnelAddress(h.Meta.Uid); err == nil {
 		p.TunnelAddress = a.String()
 	}
-	for _, n := range h.GetStatus().GetNetworks() {
+	p.PhysicalNetworks = physicalNetworks(h.GetStatus())
+	return p
+}
+
+// physicalNetworks are those that a host has on its uplinks, as others need to know it.
+func physicalNetworks(st *v1.HostStatus) (list []string) {
+	if noSwitch(st) {
+		return st.GetSwitch().GetLastNetworks()
+	}
+	for _, n := range st.GetNetworks() {
 		if n.Uplink != "" {
-			p.PhysicalNetworks = append(p.PhysicalNetworks, n.Network)
+			list = append(list, n.Network)
 		}
 	}
-	slices.Sort(p.PhysicalNetworks)
-	return p
+	slices.Sort(list)
+	return list
+}
+
+// noSwitch says that a host's agent has no hold of the datapath.
+func noSwitch(st *v1.HostStatus) bool {
+	return slices.ContainsFunc(st.GetConditions(), func(c *v1.Condition) bool { return c.Type == "SWITCH_UNAVAILABLE" })
+}
+
+// keepReach keeps how a host is reached whose agent has no hold of its datapath any more: that goes on as it was, and others must not stop sending to its VMs, nor
+// take nothing from them.
+func keepReach(old, st *v1.HostStatus) {
+	if !noSwitch(st) {
+		return
+	}
+	if st.Switch == nil {
+		st.Switch = &v1.SwitchStatus{}
+	}
+	was := old.GetSwitch()
+	if st.Switch.OverlayAddress == "" {
+		st.Switch.OverlayAddress, st.Switch.OverlayMtu = was.GetOverlayAddress(), was.GetOverlayMtu()
+	}
+	if st.Switch.TunnelKey == "" {
+		st.Switch.TunnelKey, st.Switch.TunnelPort = was.GetTunnelKey(), was.GetTunnelPort()
+	}
+	st.Switch.LastNetworks = physicalNetworks(old)
 }
 
 // profile tells of a profile and of all that inherit from it.

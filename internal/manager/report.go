@@ -100,6 +100,7 @@ func (m *Manager) reportHost(ctx context.Context, name string, st *v1.HostStatus
 	st.CpusAllocated, st.MemoryAllocatedBytes, st.Vms, st.VmsRunning = 0, 0, 0, 0
 	st.CpuLoad, st.MemoryFreeBytes = 0, 0
 	withoutMoving(st)
+	keepReach(cur.Status, st)
 	if proto.Equal(st, cur.Status) {
 		return nil
 	}

@@ -28,7 +28,7 @@ func (m *Manager) ShowSwitch() *v1.SwitchView {
 		m.heard.show(h.Meta.Name, st)
 		view.Hosts = append(view.Hosts, &v1.HostSwitch{
 			Host: h.Meta.Name, Site: h.Spec.GetSite(), Status: st.Switch, Uplinks: st.Uplinks, Networks: st.Networks,
-			Stale: st.Phase != v1.HostPhase_HOST_PHASE_READY,
+			Stale: st.Phase != v1.HostPhase_HOST_PHASE_READY, Conditions: st.Conditions,
 		})
 	}
 	return view

@@ -635,8 +635,10 @@ type SwitchStatus struct {
 	Revision      int64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Programs of others on devices of the switch.
 	ForeignPrograms []string `protobuf:"bytes,9,rep,name=foreign_programs,json=foreignPrograms,proto3" json:"foreign_programs,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Networks that it had on its uplinks when it last had a hold of its datapath, while it has none (SWITCH_UNAVAILABLE): frames go on to pass there.
+	LastNetworks  []string `protobuf:"bytes,10,rep,name=last_networks,json=lastNetworks,proto3" json:"last_networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SwitchStatus) Reset() {
@@ -728,6 +730,13 @@ func (x *SwitchStatus) GetRevision() int64 {
 func (x *SwitchStatus) GetForeignPrograms() []string {
 	if x != nil {
 		return x.ForeignPrograms
+	}
+	return nil
+}
+
+func (x *SwitchStatus) GetLastNetworks() []string {
+	if x != nil {
+		return x.LastNetworks
 	}
 	return nil
 }
@@ -1433,7 +1442,7 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"conditions\x12\x19\n" +
 	"\bcpu_load\x18\x16 \x01(\x01R\acpuLoad\x12K\n" +
 	"\x13certificate_expires\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
-	"\x06switch\x18\x18 \x01(\v2\x17.drover.v1.SwitchStatusR\x06switch\"\xb3\x02\n" +
+	"\x06switch\x18\x18 \x01(\v2\x17.drover.v1.SwitchStatusR\x06switch\"\xd8\x02\n" +
 	"\fSwitchStatus\x12\x16\n" +
 	"\x06layout\x18\x01 \x01(\x05R\x06layout\x12'\n" +
 	"\x0foverlay_address\x18\x02 \x01(\tR\x0eoverlayAddress\x12\x1f\n" +
@@ -1446,7 +1455,9 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\x05ports\x18\x06 \x01(\x05R\x05ports\x12$\n" +
 	"\rregistrations\x18\a \x01(\x05R\rregistrations\x12\x1a\n" +
 	"\brevision\x18\b \x01(\x03R\brevision\x12)\n" +
-	"\x10foreign_programs\x18\t \x03(\tR\x0fforeignPrograms\"9\n" +
+	"\x10foreign_programs\x18\t \x03(\tR\x0fforeignPrograms\x12#\n" +
+	"\rlast_networks\x18\n" +
+	" \x03(\tR\flastNetworks\"9\n" +
 	"\vAccelerator\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"?\n" +

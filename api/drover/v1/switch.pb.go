@@ -428,7 +428,9 @@ type HostSwitch struct {
 	Uplinks  []*Uplink              `protobuf:"bytes,4,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
 	Networks []*HostNetwork         `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
 	// Not heard of for some time; what is shown may be old.
-	Stale         bool `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale bool `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"`
+	// What is wrong with the host, the switch among it.
+	Conditions    []*Condition `protobuf:"bytes,7,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +505,13 @@ func (x *HostSwitch) GetStale() bool {
 		return x.Stale
 	}
 	return false
+}
+
+func (x *HostSwitch) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
 }
 
 type SwitchTableRequest struct {
@@ -693,7 +702,7 @@ var File_drover_v1_switch_proto protoreflect.FileDescriptor
 
 const file_drover_v1_switch_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/switch.proto\x12\tdrover.v1\x1a\x14drover/v1/host.proto\x1a\x17drover/v1/profile.proto\"\x83\x02\n" +
+	"\x16drover/v1/switch.proto\x12\tdrover.v1\x1a\x14drover/v1/host.proto\x1a\x14drover/v1/meta.proto\x1a\x17drover/v1/profile.proto\"\x83\x02\n" +
 	"\fRegistration\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x10\n" +
@@ -727,7 +736,7 @@ const file_drover_v1_switch_proto_rawDesc = "" +
 	"\bnetworks\x18\x02 \x01(\x05R\bnetworks\x12\x14\n" +
 	"\x05ports\x18\x03 \x01(\x05R\x05ports\x12$\n" +
 	"\rregistrations\x18\x04 \x01(\x05R\rregistrations\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\xdc\x01\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\x92\x02\n" +
 	"\n" +
 	"HostSwitch\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
@@ -735,7 +744,10 @@ const file_drover_v1_switch_proto_rawDesc = "" +
 	"\x06status\x18\x03 \x01(\v2\x17.drover.v1.SwitchStatusR\x06status\x12+\n" +
 	"\auplinks\x18\x04 \x03(\v2\x11.drover.v1.UplinkR\auplinks\x122\n" +
 	"\bnetworks\x18\x05 \x03(\v2\x16.drover.v1.HostNetworkR\bnetworks\x12\x14\n" +
-	"\x05stale\x18\x06 \x01(\bR\x05stale\"B\n" +
+	"\x05stale\x18\x06 \x01(\bR\x05stale\x124\n" +
+	"\n" +
+	"conditions\x18\a \x03(\v2\x14.drover.v1.ConditionR\n" +
+	"conditions\"B\n" +
 	"\x12SwitchTableRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\"F\n" +
@@ -780,6 +792,7 @@ var file_drover_v1_switch_proto_goTypes = []any{
 	(*SwitchStatus)(nil),        // 10: drover.v1.SwitchStatus
 	(*Uplink)(nil),              // 11: drover.v1.Uplink
 	(*HostNetwork)(nil),         // 12: drover.v1.HostNetwork
+	(*Condition)(nil),           // 13: drover.v1.Condition
 }
 var file_drover_v1_switch_proto_depIdxs = []int32{
 	9,  // 0: drover.v1.Registration.private_role:type_name -> drover.v1.PrivateRole
@@ -788,16 +801,17 @@ var file_drover_v1_switch_proto_depIdxs = []int32{
 	10, // 3: drover.v1.HostSwitch.status:type_name -> drover.v1.SwitchStatus
 	11, // 4: drover.v1.HostSwitch.uplinks:type_name -> drover.v1.Uplink
 	12, // 5: drover.v1.HostSwitch.networks:type_name -> drover.v1.HostNetwork
-	8,  // 6: drover.v1.SwitchTableResponse.entries:type_name -> drover.v1.TableEntry
-	3,  // 7: drover.v1.SwitchService.Show:input_type -> drover.v1.ShowSwitchRequest
-	6,  // 8: drover.v1.SwitchService.Table:input_type -> drover.v1.SwitchTableRequest
-	4,  // 9: drover.v1.SwitchService.Show:output_type -> drover.v1.SwitchView
-	7,  // 10: drover.v1.SwitchService.Table:output_type -> drover.v1.SwitchTableResponse
-	9,  // [9:11] is the sub-list for method output_type
-	7,  // [7:9] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	13, // 6: drover.v1.HostSwitch.conditions:type_name -> drover.v1.Condition
+	8,  // 7: drover.v1.SwitchTableResponse.entries:type_name -> drover.v1.TableEntry
+	3,  // 8: drover.v1.SwitchService.Show:input_type -> drover.v1.ShowSwitchRequest
+	6,  // 9: drover.v1.SwitchService.Table:input_type -> drover.v1.SwitchTableRequest
+	4,  // 10: drover.v1.SwitchService.Show:output_type -> drover.v1.SwitchView
+	7,  // 11: drover.v1.SwitchService.Table:output_type -> drover.v1.SwitchTableResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_switch_proto_init() }
@@ -806,6 +820,7 @@ func file_drover_v1_switch_proto_init() {
 		return
 	}
 	file_drover_v1_host_proto_init()
+	file_drover_v1_meta_proto_init()
 	file_drover_v1_profile_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
