@@ -56,67 +56,76 @@ func TestVictim(t *testing.T) {
 	must(t, d.Close())
 }
 
-// TestKilled kills a process at each step of setting ports up and of taking them away: a port that has its row has all that belongs to it.
+// TestKilled kills a process at each step of setting ports up and of taking them away: a port that has its row has all that belongs to it. It runs
+// beside others, since most of its time the kernel waits.
 func TestKilled(t *testing.T) {
-	n, bpf := testNet(t, "killed"), testBPF(t)
+	t.Parallel()
+	for _, what := range []string{"up", "down"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			killAtEachStep(t, what)
+		})
+	}
+}
+
+func killAtEachStep(t *testing.T, what string) {
+	n, bpf := testNet(t, "killed-"+what), testBPF(t)
 	p := testPair(t, n)
 	number := uint32(0)
-	for _, what := range []string{"up", "down"} {
-		for at := 1; ; at++ {
-			dir := filepath.Join(bpf, fmt.Sprintf("drover-%s-%d", what, at))
-			if what == "down" {
-				d, err := openIn(t, n, dir, miniBuild(100, 1, 0))
-				must(t, err)
-				p.attach(t, d)
-				must(t, d.Apply(t.Context(), p.tables()))
-				must(t, d.Close())
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestVictim$", "-test.count=1")
-			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %d %d %s", victimEnv, dir, n.Name(), p.devs[0], p.devs[1], at, what))
-			out, err := cmd.CombinedOutput()
-			cancel()
-			var exit *exec.ExitError
-			killed := errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
-			if err != nil && !killed {
-				t.Fatalf("%s, step %d: %v\n%s", what, at, err, out)
-			}
-
+	for at := 1; ; at++ {
+		dir := filepath.Join(bpf, fmt.Sprintf("drover-%s-%d", what, at))
+		if what == "down" {
 			d, err := openIn(t, n, dir, miniBuild(100, 1, 0))
 			must(t, err)
-			got, err := d.Tables()
-			must(t, err)
-			up := 0
-			for i, dev := range p.devs {
-				if missing := incomplete(d, got, uint32(dev), i, t); missing != "" {
-					t.Errorf("killed at step %d of %s: device %d has a row without %s", at, what, dev, missing)
-				}
-				if _, ok := got.Ports[uint32(dev)]; ok {
-					up++
-				}
-			}
-			if up == 2 {
-				if number++; !p.passes(t, number) {
-					t.Errorf("killed at step %d of %s: both ports are there and frames don't pass", at, what)
-				}
-			}
 			p.attach(t, d)
 			must(t, d.Apply(t.Context(), p.tables()))
-			holds(t, d, p.tables())
+			must(t, d.Close())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestVictim$", "-test.count=1")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %d %d %s", victimEnv, dir, n.Name(), p.devs[0], p.devs[1], at, what))
+		out, err := cmd.CombinedOutput()
+		cancel()
+		var exit *exec.ExitError
+		killed := errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+		if err != nil && !killed {
+			t.Fatalf("%s, step %d: %v\n%s", what, at, err, out)
+		}
+
+		d, err := openIn(t, n, dir, miniBuild(100, 1, 0))
+		must(t, err)
+		got, err := d.Tables()
+		must(t, err)
+		up := 0
+		for i, dev := range p.devs {
+			if missing := incomplete(d, got, uint32(dev), i, t); missing != "" {
+				t.Errorf("killed at step %d of %s: device %d has a row without %s", at, what, dev, missing)
+			}
+			if _, ok := got.Ports[uint32(dev)]; ok {
+				up++
+			}
+		}
+		if up == 2 {
 			if number++; !p.passes(t, number) {
-				t.Errorf("killed at step %d of %s, and set up again: frames don't pass", at, what)
+				t.Errorf("killed at step %d of %s: both ports are there and frames don't pass", at, what)
 			}
-			must(t, d.Remove())
-			if !killed {
-				if want := map[string]int{"up": 2, "down": 0}[what]; up != want {
-					t.Errorf("%s undisturbed leaves %d ports, want %d", what, up, want)
-				}
-				t.Logf("%s: %d steps", what, at-1)
-				if at < 15 {
-					t.Errorf("%s: only %d steps: the hooks are gone", what, at-1)
-				}
-				break
+		}
+		p.attach(t, d)
+		must(t, d.Apply(t.Context(), p.tables()))
+		holds(t, d, p.tables())
+		if number++; !p.passes(t, number) {
+			t.Errorf("killed at step %d of %s, and set up again: frames don't pass", at, what)
+		}
+		must(t, d.Remove())
+		if !killed {
+			if want := map[string]int{"up": 2, "down": 0}[what]; up != want {
+				t.Errorf("%s undisturbed leaves %d ports, want %d", what, up, want)
 			}
+			t.Logf("%s: %d steps", what, at-1)
+			if at < 15 {
+				t.Errorf("%s: only %d steps: the hooks are gone", what, at-1)
+			}
+			break
 		}
 	}
 }

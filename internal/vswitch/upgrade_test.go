@@ -213,6 +213,7 @@ var errCrash = errors.New("crash")
 
 // TestUpgradeCrash ends an upgrade at each of its steps, and wants frames to pass then, and the next Open with its Apply to finish the work.
 func TestUpgradeCrash(t *testing.T) {
+	t.Parallel()
 	n, bpf := testNet(t, "upgrade"), testBPF(t)
 	p := testPair(t, n)
 	number := uint32(0)
