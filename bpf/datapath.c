@@ -114,6 +114,8 @@ static __always_inline __u32 from_port(struct __sk_buff *skb, struct packet *p, 
 	reason = meter_in(skb, p, from);
 	if (reason)
 		return reason;
+	if (is_shredded(skb))
+		return DROP_MALFORMED;
 	if (network_bytes(skb, p) > from->mtu)
 		return DROP_MTU;
 	if (flags & NETWORK_PROXY && !(from->flags & PORT_NO_PROXY) && answer(skb, p)) {

@@ -9,7 +9,7 @@
 #ifndef DROVER_METER_H
 #define DROVER_METER_H
 
-#include "packet.h"
+#include "parse.h"
 
 #define TICKS_NS 16ull                            /* parts of a nanosecond: 60 bytes at 100 Gbit/s take 4.8 ns */
 #define TICKS_SECOND (TICKS_NS * 1000000000ull)
@@ -40,7 +40,23 @@ __noinline int bucket_take(struct bucket *b, __u64 n)
 	return 1;
 }
 
-/* header_bytes is what each segment of a GSO frame begins with: Ethernet, IP and TCP or UDP. */
+/* behind_extensions says where the upper layer of an IPv6 frame begins, and sets *l4; with more extension headers than are walked, at the end of the frame. */
+static __always_inline __u32 behind_extensions(struct __sk_buff *skb, __u32 offset, __u8 *l4)
+{
+	struct { __u8 next, len; } h;
+
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		if (!is_extension(*l4))
+			return offset;
+		if (bpf_skb_load_bytes(skb, offset, &h, sizeof(h)))
+			return skb->len;
+		offset += *l4 == 44 ? 8 : *l4 == 51 ? (h.len + 2) * 4 : (h.len + 1) * 8;
+		*l4 = h.next;
+	}
+	return is_extension(*l4) ? skb->len : offset;
+}
+
+/* header_bytes is what each segment of a GSO frame begins with: Ethernet, IP with extension headers, which the kernel repeats, and TCP or UDP. */
 __noinline __u32 header_bytes(struct __sk_buff *skb)
 {
 	__u32 offset = ETH_HLEN;
@@ -57,8 +73,9 @@ __noinline __u32 header_bytes(struct __sk_buff *skb)
 		bpf_skb_load_bytes(skb, offset, &b, 1);
 		offset += (b & 15) * 4;
 	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		l4 = 59; /* nothing comes behind */
 		bpf_skb_load_bytes(skb, offset + 6, &l4, 1);
-		offset += 40;
+		offset = behind_extensions(skb, offset + 40, &l4);
 	} else {
 		return offset;
 	}

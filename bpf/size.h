@@ -14,6 +14,16 @@ static __always_inline __u32 network_bytes(struct __sk_buff *skb, struct packet 
 	return p->length - ETH_HLEN;
 }
 
+#define MAX_SEGMENTS_LOG 11
+
+/* is_shredded tells a frame that would be cut into more segments than any guest has a use for: all of that work is the host's, or its network card's. */
+static __always_inline bool is_shredded(struct __sk_buff *skb)
+{
+	__u32 size = skb->gso_size;
+
+	return size && skb->len > size << MAX_SEGMENTS_LOG;
+}
+
 /* set_dscp sets the class of an IP packet and leaves its congestion bits alone (RFC 3168). */
 static __always_inline void set_dscp(struct __sk_buff *skb, struct packet *p, __u8 dscp)
 {

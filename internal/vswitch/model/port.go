@@ -58,6 +58,12 @@ func (w *walk) fromPort() table.Reason {
 	if r := w.rates(); r != table.DropNone {
 		return r
 	}
+	if w.f.GSOSize != 0 && uint64(len(w.b)) > uint64(w.f.GSOSize)<<11 {
+		if w.trace {
+			w.say("mtu", false, "to be cut into more than 2048 segments of %d bytes", w.f.GSOSize)
+		}
+		return table.DropMalformed
+	}
 	if r := w.fits(w.port.MTU); r != table.DropNone {
 		return r
 	}

@@ -72,7 +72,31 @@ func (w *walk) wire() (packets, bytes uint64) {
 	return uint64(n), uint64(length + (n-1)*header)
 }
 
-// headerBytes is what each segment of a GSO frame begins with. Frames with extension headers are not cut by TCP offload.
+// behindExtensions is where the upper layer of an IPv6 frame begins; with more extension headers than are walked, at the end of the frame.
+func behindExtensions(f []byte, offset int, l4 byte) (int, byte) {
+	for range maxExtensions {
+		if !isExtension(l4) {
+			return offset, l4
+		}
+		if offset+2 > len(f) {
+			return len(f), l4
+		}
+		next, size := f[offset], (int(f[offset+1])+1)*8
+		switch l4 {
+		case 44:
+			size = 8
+		case 51:
+			size = (int(f[offset+1]) + 2) * 4
+		}
+		offset, l4 = offset+size, next
+	}
+	if isExtension(l4) {
+		offset = len(f)
+	}
+	return offset, l4
+}
+
+// headerBytes is what each segment of a GSO frame begins with.
 func headerBytes(f []byte) int {
 	at := func(i int) byte {
 		if i < len(f) {
@@ -85,7 +109,11 @@ func headerBytes(f []byte) int {
 	case typeIP4:
 		l4, offset = at(offset+9), offset+int(at(offset)&15)*4
 	case typeIP6:
-		l4, offset = at(offset+6), offset+40
+		l4 = 59 // nothing comes behind
+		if offset+6 < len(f) {
+			l4 = f[offset+6]
+		}
+		offset, l4 = behindExtensions(f, offset+40, l4)
 	default:
 		return offset
 	}
