@@ -190,7 +190,7 @@ struct vtep {
 	struct ip_addr addr;
 	__u32 family;              /* AF_INET 2, AF_INET6 10 */
 	__u32 ifindex;             /* the VXLAN device */
-	struct ip_addr local;      /* this host's outer address; ::: as the route says */
+	struct ip_addr local;      /* this host's outer address; 0: as the route says */
 	__u32 flags;               /* enum vtep_flag */
 };
 
