@@ -108,7 +108,7 @@ func (a *App) switchUplinksCommand() *cobra.Command {
 					n := u.GetNeighbor()
 					t.Add(table.Text(h.GetHost()+"/"+u.GetName()), table.Text(u.GetTeam()), uplinkState(u), table.Text(bits(u.GetSpeedMbps()*1e6)), table.Text(fmt.Sprint(u.GetMtu())),
 						table.Text(unit.Size(int64(u.GetCounters().GetInBytes()))), table.Text(unit.Size(int64(u.GetCounters().GetOutBytes()))),
-						table.Text(strings.TrimSpace(n.GetSystem()+" "+n.GetChassis())), table.Text(n.GetPort()))
+						table.Text(switchName(n)), table.Text(n.GetPort()))
 				}
 			}
 			if len(t.Rows) == 0 {
@@ -122,6 +122,14 @@ func (a *App) switchUplinksCommand() *cobra.Command {
 	return cmd
 }
 
+// switchName is what a neighbour calls itself, and its number if that is another.
+func switchName(n *v1.Neighbor) string {
+	if n.GetSystem() == n.GetChassis() {
+		return n.GetSystem()
+	}
+	return strings.TrimSpace(n.GetSystem() + " " + n.GetChassis())
+}
+
 func uplinkState(u *v1.Uplink) table.Cell {
 	switch {
 	case u.GetActive():
@@ -130,6 +138,8 @@ func uplinkState(u *v1.Uplink) table.Cell {
 		return table.Cell{Text: u.GetReason(), Colour: table.Yellow}
 	case !u.GetLinkUp():
 		return table.Cell{Text: "no link", Colour: table.Red}
+	case u.GetTeam() == "" && u.GetAddress() != "":
+		return table.Cell{Text: "the machine's own: " + u.GetAddress(), Colour: table.Dim}
 	case u.GetTeam() == "":
 		return table.Cell{Text: "not in a team", Colour: table.Dim}
 	}

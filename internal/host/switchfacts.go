@@ -353,5 +353,5 @@ func (f *fabric) facts(s *v1.HostStatus) {
 }
 
 func uplinkOf(l hostnet.Uplink) *v1.Uplink {
-	return &v1.Uplink{Name: l.Name, Mac: l.MAC.String(), LinkUp: l.Carrier, SpeedMbps: int64(l.SpeedMbit), Mtu: int32(l.MTU), Driver: l.Driver}
+	return &v1.Uplink{Name: l.Name, Mac: l.MAC.String(), LinkUp: l.Carrier, SpeedMbps: int64(l.SpeedMbit), Mtu: int32(l.MTU), Driver: l.Driver, Address: ownAddress(l)}
 }

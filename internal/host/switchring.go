@@ -152,11 +152,12 @@ func (f *fabric) punt(p *table.Punt) {
 	case table.PuntLLDP, table.PuntCDP:
 		u := f.uplinkAt(p.Ifindex)
 		n, err := discovery.Parse(data)
-		if u == nil || err != nil || n.System == f.a.id.Host {
-			return // the last: our own word, which a switch that does not speak the protocol passes on from one uplink to the other
+		if u == nil || err != nil || n.Host() {
+			return // the last: our own word, or another host's, which a switch that does not speak the protocol passes on to all of its ports
 		}
-		if f.neighbors.Heard(u.name, n, now) {
-			f.show()
+		first := f.neighborOf(u.name) == nil
+		if f.neighbors.Heard(u.name, n, now) && first {
+			f.show() // news of one that is known already come with the counters: it may be several that speak in turns
 		}
 	case table.PuntBeacon:
 		u := f.uplinkAt(p.Ifindex)

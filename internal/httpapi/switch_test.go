@@ -601,9 +601,10 @@ func TestTeamsNeedTheirUplinks(t *testing.T) {
 	team := func(name, device string) *v1.UplinkTeam { return &v1.UplinkTeam{Name: name, Uplinks: []string{device}} }
 	wants(t, "before the host has said what it has", set(team("default", "eth9")), "")
 	h.say(t, func(st *v1.HostStatus) {
-		st.Uplinks = []*v1.Uplink{{Name: "eth0", Team: "default", Mtu: 1500}, {Name: "eth1", Mtu: 1400}}
+		st.Uplinks = []*v1.Uplink{{Name: "eth0", Team: "default", Mtu: 1500}, {Name: "eth1", Mtu: 1400}, {Name: "eth2", Mtu: 1500, Address: "192.0.2.7/24"}}
 	})
-	wants(t, "a device that is not there", set(team("default", "eth9")), "UPLINK_UNKNOWN", "eth9", "eth0, eth1")
+	wants(t, "the machine's own device", set(team("default", "eth2")), "UPLINK_IN_USE", "192.0.2.7")
+	wants(t, "a device that is not there", set(team("default", "eth9")), "UPLINK_UNKNOWN", "eth9", "eth0, eth1, eth2")
 	wants(t, "its own device", set(team("default", "eth0")), "")
 	wants(t, "a team in use", set(team("other", "eth0")), "TEAM_IN_USE", testNetwork)
 	wants(t, "a smaller MTU", set(team("default", "eth1")), "MTU_TOO_LARGE", "1400", "1500")

@@ -18,8 +18,12 @@ func (m *Manager) checkTeams(old, h *v1.Host) error {
 	had := membersOf(old.Spec.GetTeams())
 	for _, t := range h.Spec.GetTeams() {
 		for _, d := range slices.Concat(t.Uplinks, t.Standby) {
-			if devices[d] == nil && len(devices) > 0 && had[d] == "" {
+			switch u := devices[d]; {
+			case len(devices) == 0 || had[d] != "":
+			case u == nil:
 				f.Add("spec.teams["+t.Name+"]", "UPLINK_UNKNOWN", "the host has no device %q that could be an uplink; it has %s", d, strings.Join(sorted(devices), ", "))
+			case u.Address != "" && u.Team == "":
+				f.Add("spec.teams["+t.Name+"]", "UPLINK_IN_USE", "device %q has the machine's address %s, which the switch would cut off; name one without addresses", d, u.Address)
 			}
 		}
 	}

@@ -864,8 +864,10 @@ type Uplink struct {
 	// Why not, in words.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What is at the other end of the cable, as LLDP or CDP tell.
-	Neighbor      *Neighbor     `protobuf:"bytes,10,opt,name=neighbor,proto3" json:"neighbor,omitempty"`
-	Counters      *PortCounters `protobuf:"bytes,11,opt,name=counters,proto3" json:"counters,omitempty"`
+	Neighbor *Neighbor     `protobuf:"bytes,10,opt,name=neighbor,proto3" json:"neighbor,omitempty"`
+	Counters *PortCounters `protobuf:"bytes,11,opt,name=counters,proto3" json:"counters,omitempty"`
+	// The machine's own address on it. Such a NIC can't be taken into a team: the machine would be cut off.
+	Address       string `protobuf:"bytes,12,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -975,6 +977,13 @@ func (x *Uplink) GetCounters() *PortCounters {
 		return x.Counters
 	}
 	return nil
+}
+
+func (x *Uplink) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 // Neighbor is the physical port that an uplink is in.
@@ -1463,7 +1472,7 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"?\n" +
 	"\vHostNetwork\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x16\n" +
-	"\x06uplink\x18\x02 \x01(\tR\x06uplink\"\xba\x02\n" +
+	"\x06uplink\x18\x02 \x01(\tR\x06uplink\"\xd4\x02\n" +
 	"\x06Uplink\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x17\n" +
@@ -1477,7 +1486,8 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12/\n" +
 	"\bneighbor\x18\n" +
 	" \x01(\v2\x13.drover.v1.NeighborR\bneighbor\x123\n" +
-	"\bcounters\x18\v \x01(\v2\x17.drover.v1.PortCountersR\bcounters\"\xf0\x01\n" +
+	"\bcounters\x18\v \x01(\v2\x17.drover.v1.PortCountersR\bcounters\x12\x18\n" +
+	"\aaddress\x18\f \x01(\tR\aaddress\"\xf0\x01\n" +
 	"\bNeighbor\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\achassis\x18\x02 \x01(\tR\achassis\x12\x12\n" +

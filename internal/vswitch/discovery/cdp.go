@@ -55,7 +55,7 @@ func CDP(s Self) []byte {
 	}
 	field(cdpPort, []byte(text([]byte(s.Port))))
 	field(cdpCapabilities, []byte{0, 0, 0, 0x08}) // switch
-	field(cdpPlatform, []byte("Drover"))
+	field(cdpPlatform, []byte(product))
 	version := []byte(text([]byte(s.Description)))
 	if (len(p)+len(version))%2 != 0 { // the checksum of odd lengths is a matter of dispute
 		version = append(version, ' ')

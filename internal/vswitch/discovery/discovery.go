@@ -126,6 +126,14 @@ func (t *Table) Neighbor(uplink string, now time.Time) (n Neighbor, seen time.Ti
 	return Neighbor{}, time.Time{}, false
 }
 
+// Host says whether a neighbour is another host of Drover. Switches that don't speak CDP or LLDP pass such frames on, so that all hosts behind them hear each other.
+func (n Neighbor) Host() bool {
+	return strings.HasPrefix(n.Description, product+" ") || strings.HasPrefix(n.Description, product+", ")
+}
+
+// product begins the description of hosts, and is their platform.
+const product = "Drover"
+
 // Forget drops what an uplink heard: its link went down.
 func (t *Table) Forget(uplink string) {
 	for _, p := range []string{"lldp", "cdp"} {

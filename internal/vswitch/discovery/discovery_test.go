@@ -18,6 +18,19 @@ var self = Self{
 	Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")},
 }
 
+func TestHostsAreToldFromSwitches(t *testing.T) {
+	for _, frame := range [][]byte{LLDP(self), CDP(self)} {
+		if n, err := Parse(frame); err != nil || !n.Host() {
+			t.Errorf("%v, %v is no host", n, err)
+		}
+	}
+	for _, s := range []string{"", "Cisco IOS", "Droverlike 1", "cisco WS-C2960, Drover on Debian"} {
+		if (Neighbor{Description: s}).Host() {
+			t.Errorf("%q is a host", s)
+		}
+	}
+}
+
 func TestTsharkReadsOurFrames(t *testing.T) {
 	odd := self
 	odd.Description += "!"
