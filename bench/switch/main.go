@@ -40,7 +40,7 @@ func (o *options) flags() *flag.FlagSet {
 	f.IntVar(&o.rounds, "rounds", 5, "runs of each contender")
 	f.DurationVar(&o.run, "run", 700*time.Millisecond, "length of a run")
 	f.StringVar(&o.only, "only", "", "only these parts, by comma: veth, tap, overlay, flat, change")
-	f.StringVar(&o.kinds, "contenders", "", "only these, by comma: direct, bridge, bridge-noqueue, ovs, plain, secure")
+	f.StringVar(&o.kinds, "contenders", "", "only these, by comma: direct, bridge, bridge-bare, ovs, plain, secure")
 	f.DurationVar(&o.timeout, "timeout", 15*time.Minute, "give up after this long")
 	f.BoolVar(&o.verbose, "v", false, "print every run")
 	return f

@@ -76,7 +76,7 @@ func (b *bench) rows(part string, c trial, got map[string][][]float64) {
 		}
 		mid := map[string]*float64{}
 		var said []string
-		for _, kind := range []string{direct, bridge, bridgeNoqueue, ovs, plain, secure} {
+		for _, kind := range []string{direct, bridge, bridgeBare, ovs, plain, secure} {
 			if v := got[kind]; len(v) > i {
 				mid[kind] = report.Ptr(report.Median(v[i]))
 				said = append(said, fmt.Sprintf("%s %.4g", kind, *mid[kind]))
@@ -86,7 +86,7 @@ func (b *bench) rows(part string, c trial, got map[string][][]float64) {
 		if mid[secure] == nil {
 			continue
 		}
-		for _, peer := range []string{bridge, bridgeNoqueue, ovs, direct} {
+		for _, peer := range []string{bridge, bridgeBare, ovs, direct} {
 			// The limit has a column; as a peer it counts only where there is a goal.
 			if _, goal := n.goals[peer]; mid[peer] == nil || peer == direct && !goal {
 				continue
@@ -120,7 +120,7 @@ func span(v []float64) string {
 }
 
 var peerNames = map[string]string{
-	direct: "a veth pair, nothing between", bridge: "Linux bridge without a firewall", bridgeNoqueue: "the same, its ports without a queue",
+	direct: "a veth pair, nothing between", bridge: "Linux bridge without a firewall", bridgeBare: "the same without netfilter's hooks",
 	ovs: "Open vSwitch, userspace datapath",
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -18,12 +19,12 @@ import (
 
 // The contenders.
 const (
-	direct        = "direct"         // a veth pair, or nothing for TAPs
-	bridge        = "bridge"         // Linux's, no firewall
-	bridgeNoqueue = "bridge-noqueue" // the same, its ports without a queue
-	ovs           = "ovs"            // Open vSwitch in user space
-	plain         = "plain"          // Drover without guards
-	secure        = "secure"         // Drover with all of them
+	direct     = "direct"      // a veth pair, or nothing for TAPs
+	bridge     = "bridge"      // Linux's, no firewall, as this kernel makes one: with br_netfilter built in it asks iptables' hooks for each frame
+	bridgeBare = "bridge-bare" // the same without these hooks
+	ovs        = "ovs"         // Open vSwitch in user space
+	plain      = "plain"       // Drover without guards
+	secure     = "secure"      // Drover with all of them
 )
 
 // end is a guest: a device in a namespace of its own, or a TAP on the switch.
@@ -142,7 +143,7 @@ func (b *bench) tapPair(kind string) (*pair, error) {
 			return err
 		}
 		for _, e := range []*end{&p.a, &p.b} {
-			if err := p.openTAP(e, kind != bridge && kind != ovs); err != nil {
+			if err := p.openTAP(e, kind == plain || kind == secure); err != nil {
 				return err
 			}
 		}
@@ -188,7 +189,10 @@ func (p *pair) openTAP(e *end, noqueue bool) error {
 // join makes the contender's switch out of the pair's ports.
 func (b *bench) join(p *pair) error {
 	switch p.kind {
-	case bridge, bridgeNoqueue:
+	case bridge, bridgeBare:
+		if err := p.hooks(p.sw); err != nil {
+			return err
+		}
 		err := p.sw.EnsureBridge(nil, hostnet.Bridge{Name: "br0", Mark: mark("br0")})
 		return errors.Join(err, quiet(p.sw, "br0"), p.sw.Attach(nil, "br0", p.a.port), p.sw.Attach(nil, "br0", p.b.port))
 	case ovs:
@@ -197,6 +201,19 @@ func (b *bench) join(p *pair) error {
 		return b.joinDrover(p)
 	}
 	return fmt.Errorf("no contender %q", p.kind)
+}
+
+// hooks turns the netfilter hooks of bridges in a namespace off, if the contender has none. A kernel without br_netfilter has none anyway.
+func (p *pair) hooks(n *hostnet.Net) error {
+	if p.kind != bridgeBare {
+		return nil
+	}
+	for _, table := range []string{"iptables", "ip6tables", "arptables"} {
+		if err := n.SetSysctl("bridge.bridge-nf-call-"+table, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // run runs a program in a namespace.
