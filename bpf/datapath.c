@@ -85,8 +85,15 @@ static __always_inline int send_back(struct __sk_buff *skb, struct packet *p, co
 	return bpf_redirect(p->ifindex, 0);
 }
 
+/* is_replaced says whether a row of ports has become another since check was read. Whatever was read of it in between is void then. */
+static __always_inline bool is_replaced(const struct port *port, __u32 check)
+{
+	asm volatile("" ::: "memory");
+	return *(const volatile __u32 *)&port->check != check;
+}
+
 /* from_port is what port_in does behind rule 1. */
-static __always_inline __u32 from_port(struct __sk_buff *skb, struct packet *p, const struct port *from, int *action)
+static __always_inline __u32 from_port(struct __sk_buff *skb, struct packet *p, const struct port *from, __u32 check, int *action)
 {
 	struct tag tag = {};
 	struct network *network;
@@ -118,6 +125,8 @@ static __always_inline __u32 from_port(struct __sk_buff *skb, struct packet *p, 
 		return DROP_MALFORMED;
 	if (network_bytes(skb, p) > from->mtu)
 		return DROP_MTU;
+	if (is_replaced(from, check))
+		return DROP_NO_PORT;
 	if (flags & NETWORK_PROXY && !(from->flags & PORT_NO_PROXY) && answer(skb, p)) {
 		*action = send_back(skb, p, from);
 		return DROP_NONE;
@@ -134,14 +143,17 @@ int port_in(struct __sk_buff *skb)
 	struct packet p = { .ifindex = skb->ifindex };
 	struct port *from = bpf_map_lookup_elem(&ports, &p.ifindex);
 	int action = TC_ACT_SHOT;
-	__u32 reason = DROP_NO_PORT;
+	__u32 reason = DROP_NO_PORT, check;
 
 	if (from) {
+		check = *(const volatile __u32 *)&from->check;
 		p.slot = from->slot;
 		p.flags = from->flags;
 		p.pvlan = from->pvlan;
 		p.community = from->community;
-		reason = from->flags & PORT_DOWN ? DROP_PORT_DOWN : from_port(skb, &p, from, &action);
+		reason = from->flags & PORT_DOWN ? DROP_PORT_DOWN : from_port(skb, &p, from, check, &action);
+		if (reason && is_replaced(from, check))
+			reason = DROP_NO_PORT; /* not what a rule said of another's row */
 	}
 	return reason ? drop(skb, &p, reason) : action;
 }

@@ -72,6 +72,7 @@ enum pvlan { PVLAN_NONE = 0, PVLAN_PROMISCUOUS = 1, PVLAN_ISOLATED = 2, PVLAN_CO
 enum team_hash { TEAM_BY_PORT = 0, TEAM_BY_MAC = 1, TEAM_BY_IP = 2 };
 
 struct port {
+	__u32 check;               /* of all below: the memory of a row that was replaced becomes another's at once, also under a packet that still reads it */
 	__u32 slot;                /* index of traffic, meters, gate; < MAX_PORTS */
 	__u32 net;                 /* network of untagged frames; 0: none (a trunk without native VLAN) */
 	__u32 flags;               /* enum port_flag */

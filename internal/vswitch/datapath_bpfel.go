@@ -165,6 +165,7 @@ type datapathNetwork struct {
 
 type datapathPort struct {
 	_             structs.HostLayout
+	Check         uint32
 	Slot          uint32
 	Net           uint32
 	Flags         uint32

@@ -1,8 +1,10 @@
 package table
 
 import (
+	"hash/fnv"
 	"net/netip"
 	"time"
+	"unsafe"
 )
 
 // Layout is DROVER_LAYOUT of bpf/maps.h.
@@ -103,6 +105,7 @@ const Leave = 255
 
 // Port is a row of ports; its key is the device's index.
 type Port struct {
+	Check         uint32 // of all below: see Tables.Row
 	Slot          uint32
 	Net           uint32
 	Flags         PortFlag
@@ -434,12 +437,18 @@ func New() *Tables {
 	}
 }
 
-// Row is a port's row with the copy of its network's flags. Whoever writes rows of ports writes these.
+// Row is a port's row with the copy of its network's flags, and the sum by which the datapath sees that a row became another while it read it. Whoever writes
+// rows of ports writes these. Captures, which come and go beside, are not in the sum.
 func (t *Tables) Row(p Port) Port {
-	p.NetworkFlags = 0
+	p.NetworkFlags, p.Check = 0, 0
 	if n, ok := t.Networks[p.Net]; ok {
 		p.NetworkFlags = n.Flags | NetworkHere
 	}
+	summed := p
+	summed.Flags &^= PortCapture
+	h := fnv.New32a()
+	_, _ = h.Write(unsafe.Slice((*byte)(unsafe.Pointer(&summed)), unsafe.Sizeof(summed))) // never fails
+	p.Check = h.Sum32()
 	return p
 }
 
