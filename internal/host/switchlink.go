@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/hostnet"
@@ -266,9 +267,34 @@ func (f *fabric) health(name string) map[string]team.Health {
 func (f *fabric) updateTeams() bool {
 	changed := false
 	for name, t := range f.teams {
-		changed = t.Update(f.health(name), f.clk.Now()) || changed
+		before := t.View()
+		if t.Update(f.health(name), f.clk.Now()) {
+			changed = true
+			f.tellUplinks(name, before, t.View())
+		}
 	}
 	return changed
+}
+
+// tellUplinks tells people which uplinks of a team are used no more, and which are again. What a start finds is no news.
+func (f *fabric) tellUplinks(name string, before, after team.View) {
+	was, is := before.Active(), after.Active()
+	if len(was) == 0 && f.result == nil {
+		return
+	}
+	now := "no uplink is left: its networks reach nobody outside of this host"
+	if len(is) > 0 {
+		now = "its ports are on " + strings.Join(is, ", ")
+	}
+	for _, u := range after.Uplinks {
+		switch had := slices.Contains(was, u.Name); {
+		case had && !u.Active:
+			f.a.events.add(v1.Severity_SEVERITY_WARNING, "host", f.a.id.Host, "UPLINK_LOST",
+				fmt.Sprintf("uplink %s of team %s is not used any more: %s; %s", u.Name, name, cmp.Or(u.Reason, "another is preferred"), now))
+		case !had && u.Active:
+			f.a.events.add(v1.Severity_SEVERITY_INFO, "host", f.a.id.Host, "UPLINK_USED", fmt.Sprintf("uplink %s of team %s is used; %s", u.Name, name, now))
+		}
+	}
 }
 
 // compileUplinks are uplinks and teams as the compiler takes them.

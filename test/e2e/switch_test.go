@@ -301,6 +301,17 @@ func TestSwitch(t *testing.T) {
 			}
 			return nil
 		})
+		list, err := r.API.Event.List(r.ctx, &v1.ListEventsRequest{Kind: "host", Name: "east-1"})
+		r.must(err)
+		lost := ""
+		for _, e := range list.GetEvents() {
+			if e.GetReason() == "UPLINK_LOST" {
+				lost = e.GetMessage()
+			}
+		}
+		if !strings.Contains(lost, up) || !strings.Contains(lost, "link is down") {
+			t.Errorf("the events say of the uplink: %q", lost)
+		}
 		r.must(r.SetUplink("east-1", up, true))
 		r.reaches("a", "192.0.2.3")
 	})
