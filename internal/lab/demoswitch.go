@@ -166,7 +166,7 @@ func (d *demo) spoofARP(ctx context.Context) error {
 	d.say("drover event list --kind port --name evil/eth0")
 	for i, e := range list.GetEvents() {
 		if i < 3 {
-			d.quote(e.GetMessage())
+			d.quote(strings.NewReplacer("; ", ";\n", ". If ", ".\nIf ").Replace(e.GetMessage()))
 		}
 	}
 	return nil
