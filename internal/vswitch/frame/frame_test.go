@@ -88,7 +88,7 @@ func TestDescribe(t *testing.T) {
 func TestTshark(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
-		t.Skip("tshark is not installed")
+		t.Fatal("tshark is not installed: run scripts/install-deps")
 	}
 	file := filepath.Join(t.TempDir(), "frames.pcap")
 	var b bytes.Buffer

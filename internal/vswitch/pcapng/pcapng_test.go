@@ -50,7 +50,7 @@ func file(t *testing.T) []byte {
 func TestTshark(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
-		t.Skip("tshark is not installed")
+		t.Fatal("tshark is not installed: run scripts/install-deps")
 	}
 	name := filepath.Join(t.TempDir(), "x.pcapng")
 	if err := os.WriteFile(name, file(t), 0o600); err != nil {
