@@ -12,26 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waitSlice bounds how long WaitUp overlooks the end of its context.
+// waitSlice bounds how long WaitUp and WatchLinks overlook the end of their context.
 const waitSlice = 200 * time.Millisecond
 
-// WaitUp returns when every link of those names is up and passes frames
-// (operational state "up"), which the kernel tells some time after both ends of a
-// pair were set up. It gives up when ctx ends.
-func (n *Net) WaitUp(ctx context.Context, names ...string) error {
+// subscribe opens a socket that hears of every change of a link; receiving ends with EAGAIN after waitSlice.
+func (n *Net) subscribe() (*nl.NetlinkSocket, error) {
 	var s *nl.NetlinkSocket
 	err := onThread(func() (err error) {
 		s, err = nl.SubscribeAt(n.ns, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
+		return nil, fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
 	}
-	defer s.Close()
 	tv := unix.NsecToTimeval(waitSlice.Nanoseconds())
 	if err := s.SetReceiveTimeout(&tv); err != nil {
-		return fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
+		s.Close()
+		return nil, fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
 	}
+	return s, nil
+}
+
+// WaitUp returns when every link of those names is up and passes frames
+// (operational state "up"), which the kernel tells some time after both ends of a
+// pair were set up. It gives up when ctx ends.
+func (n *Net) WaitUp(ctx context.Context, names ...string) error {
+	s, err := n.subscribe()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
 	for {
 		waiting := ""
 		for _, name := range names {

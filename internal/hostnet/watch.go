@@ -7,7 +7,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,19 +19,11 @@ type LinkChange struct {
 // WatchLinks calls each for every link that is there, and then for every change of a link (carrier, up, MTU, name) until ctx ends; the error is then nil.
 // After the kernel lost messages, all links are told again. Master is not set. each runs on the caller's goroutine.
 func (n *Net) WatchLinks(ctx context.Context, each func(LinkChange)) error {
-	var s *nl.NetlinkSocket
-	err := onThread(func() (err error) {
-		s, err = nl.SubscribeAt(n.ns, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
-		return err
-	})
+	s, err := n.subscribe()
 	if err != nil {
-		return fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
+		return err
 	}
 	defer s.Close()
-	tv := unix.NsecToTimeval(waitSlice.Nanoseconds())
-	if err := s.SetReceiveTimeout(&tv); err != nil {
-		return fmt.Errorf("subscribe to links of namespace %q: %w", n.name, err)
-	}
 	known := map[int]string{}
 	if err := n.tellAll(known, each); err != nil {
 		return err

@@ -60,7 +60,7 @@ func arp(s Subject, a netip.Addr) []byte {
 func advertisement(s Subject, a netip.Addr) []byte {
 	dst := netip.MustParseAddr("ff02::1")
 	na := slices.Concat([]byte{136, 0, 0, 0, 0x20, 0, 0, 0}, a.AsSlice(), []byte{2, 1}, s.MAC[:])
-	binary.BigEndian.PutUint16(na[2:], inet.Checksum6(a, dst, inet.ICMPv6, na))
+	binary.BigEndian.PutUint16(na[2:], inet.TransportChecksum(a, dst, inet.ICMPv6, na))
 	head := binary.BigEndian.AppendUint16([]byte{0x60, 0, 0, 0}, uint16(len(na)))
 	return inet.Ethernet(inet.GroupMAC(dst), s.MAC, s.VID, 0x86dd, head, []byte{inet.ICMPv6, 255}, a.AsSlice(), dst.AsSlice(), na)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"drover/internal/vswitch/inet"
 	"drover/internal/vswitch/table"
 )
 
@@ -53,30 +54,6 @@ func arp(operation uint16, senderMAC table.MAC, sender netip.Addr, targetMAC tab
 	return append(p, target.AsSlice()...)
 }
 
-// sum is the Internet checksum's running sum (RFC 1071).
-func sum(s uint32, b []byte) uint32 {
-	for ; len(b) >= 2; b = b[2:] {
-		s += uint32(b[0])<<8 | uint32(b[1])
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	return s
-}
-
-func fold(s uint32) uint16 {
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return ^uint16(s)
-}
-
-// pseudo is the sum of the pseudo header of IPv4 (RFC 9293) or IPv6 (RFC 8200).
-func pseudo(src, dst netip.Addr, protocol uint8, length int) uint32 {
-	s := sum(sum(0, src.AsSlice()), dst.AsSlice())
-	return s + uint32(protocol) + uint32(length)
-}
-
 // ip wraps an upper-layer packet; options go behind the IPv4 header, or before the upper layer as a hop-by-hop header that they are.
 func ip(src, dst netip.Addr, protocol uint8, ttl uint8, options, payload []byte) []byte {
 	if src.Is4() {
@@ -85,7 +62,7 @@ func ip(src, dst netip.Addr, protocol uint8, ttl uint8, options, payload []byte)
 		h = append(h, src.AsSlice()...)
 		h = append(h, dst.AsSlice()...)
 		h = append(h, options...)
-		binary.BigEndian.PutUint16(h[10:], fold(sum(0, h)))
+		binary.BigEndian.PutUint16(h[10:], inet.Checksum(h))
 		return append(h, payload...)
 	}
 	next := protocol
@@ -106,7 +83,7 @@ func udp(src, dst netip.Addr, sport, dport uint16, data []byte) []byte {
 	p = binary.BigEndian.AppendUint16(p, uint16(8+len(data)))
 	p = append(p, 0, 0)
 	p = append(p, data...)
-	c := fold(sum(pseudo(src, dst, protoUDP, len(p)), p))
+	c := inet.TransportChecksum(src, dst, protoUDP, p)
 	if c == 0 {
 		c = 0xffff
 	}
@@ -128,19 +105,19 @@ func tcp(src, dst netip.Addr, sport, dport uint16, flags uint8, data []byte) []b
 	p = binary.BigEndian.AppendUint16(p, dport)
 	p = append(p, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0)
 	p = append(p, data...)
-	binary.BigEndian.PutUint16(p[16:], fold(sum(pseudo(src, dst, protoTCP, len(p)), p)))
+	binary.BigEndian.PutUint16(p[16:], inet.TransportChecksum(src, dst, protoTCP, p))
 	return p
 }
 
 func icmp4(kind, code uint8, body []byte) []byte {
 	p := append([]byte{kind, code, 0, 0}, body...)
-	binary.BigEndian.PutUint16(p[2:], fold(sum(0, p)))
+	binary.BigEndian.PutUint16(p[2:], inet.Checksum(p))
 	return p
 }
 
 func icmp6(src, dst netip.Addr, kind, code uint8, body []byte) []byte {
 	p := append([]byte{kind, code, 0, 0}, body...)
-	binary.BigEndian.PutUint16(p[2:], fold(sum(pseudo(src, dst, protoICMP6, len(p)), p)))
+	binary.BigEndian.PutUint16(p[2:], inet.TransportChecksum(src, dst, protoICMP6, p))
 	return p
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"drover/internal/vswitch/inet"
 	"drover/internal/vswitch/table"
 )
 
@@ -149,7 +150,7 @@ func describeGroup(w *words, env *Env, kind string) packet {
 			p = append([]byte{0x22, 0, 0, 0}, body...)
 		}
 		binary.BigEndian.PutUint16(p[2:], 0)
-		binary.BigEndian.PutUint16(p[2:], fold(sum(0, p)))
+		binary.BigEndian.PutUint16(p[2:], inet.Checksum(p))
 		return carry(env, src, dst, protoIGMP, 1, routerAlert(true), p)
 	}
 	t := uint8(143)
@@ -178,7 +179,7 @@ func describeControl(w *words, env *Env, kind string) packet {
 		return packet{dst: table.MAC{1, 0x80, 0xc2, 0, 0, 0x0e}, src: env.MAC, etherType: typeLLDP, payload: b}
 	case "cdp":
 		b := append([]byte{2, 180, 0, 0, 0, 1, 0, 10}, "drover"...)
-		binary.BigEndian.PutUint16(b[2:], fold(sum(0, b)))
+		binary.BigEndian.PutUint16(b[2:], inet.Checksum(b))
 		return packet{whole: snap(cisco, env.MAC, [3]byte{0, 0, 0x0c}, 0x2000, b)}
 	case "lacp":
 		b := make([]byte, 110)
@@ -204,7 +205,7 @@ func describeRedundancy(w *words, env *Env, kind string) packet {
 		virtual[3] = 1
 		p := append([]byte{0x31, byte(id), 255, 1, 0, 100, 0, 0}, virtual[:]...)
 		dst := netip.AddrFrom4([4]byte{224, 0, 0, 18})
-		binary.BigEndian.PutUint16(p[6:], fold(sum(pseudo(src, dst, protoVRRP, len(p)), p)))
+		binary.BigEndian.PutUint16(p[6:], inet.TransportChecksum(src, dst, protoVRRP, p))
 		f := carry(env, src, dst, protoVRRP, 255, nil, p)
 		f.src = table.MAC{0, 0, 0x5e, 0, 1, byte(id)}
 		return f

@@ -13,8 +13,8 @@ const ICMPv6 = 58
 // Checksum is RFC 1071's over b, an odd byte taken as if a zero followed. Over data that includes a right checksum it is 0.
 func Checksum(b []byte) uint16 { return fold(add(0, b)) }
 
-// Checksum6 is that of an upper-layer message in an IPv6 packet, RFC 8200 8.1.
-func Checksum6(src, dst netip.Addr, proto byte, b []byte) uint16 {
+// TransportChecksum is that of an upper-layer message in an IPv6 packet, RFC 8200 8.1, or an IPv4 one, RFC 9293 3.1: it covers the addresses, too.
+func TransportChecksum(src, dst netip.Addr, proto byte, b []byte) uint16 {
 	sum := add(0, src.AsSlice())
 	sum = add(sum, dst.AsSlice())
 	return fold(add(sum+uint32(len(b))+uint32(proto), b))

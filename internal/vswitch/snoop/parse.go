@@ -121,7 +121,7 @@ func parseIP6(b []byte) (Message, error) {
 		next, p = p[0], p[skip:]
 	}
 	if next == pim {
-		if inet.Checksum6(m.Source, dst, pim, p) != 0 {
+		if inet.TransportChecksum(m.Source, dst, pim, p) != 0 {
 			return m, malformed("PIM with a wrong checksum")
 		}
 		return m, m.hello(p)
@@ -129,7 +129,7 @@ func parseIP6(b []byte) (Message, error) {
 	if next != inet.ICMPv6 || len(p) < 8 {
 		return m, malformed("no MLD")
 	}
-	if inet.Checksum6(m.Source, dst, inet.ICMPv6, p) != 0 {
+	if inet.TransportChecksum(m.Source, dst, inet.ICMPv6, p) != 0 {
 		return m, malformed("MLD with a wrong checksum")
 	}
 	if p[0] == 143 {

@@ -38,7 +38,7 @@ func query6(mac table.MAC, vid uint16, group netip.Addr, resp time.Duration) []b
 	}
 	q := slices.Concat([]byte{130, 0, 0, 0}, binary.BigEndian.AppendUint16(nil, uint16(resp/time.Millisecond)), []byte{0, 0}, g,
 		[]byte{robustness, byte(Interval / time.Second), 0, 0})
-	binary.BigEndian.PutUint16(q[2:], inet.Checksum6(src, dst, inet.ICMPv6, q))
+	binary.BigEndian.PutUint16(q[2:], inet.TransportChecksum(src, dst, inet.ICMPv6, q))
 	alert := []byte{inet.ICMPv6, 0, 5, 2, 0, 0, 1, 0} // router alert for MLD, RFC 2711
 	head := binary.BigEndian.AppendUint16([]byte{0x60, 0, 0, 0}, uint16(len(alert)+len(q)))
 	return inet.Ethernet(inet.GroupMAC(dst), mac, vid, 0x86dd, head, []byte{0, 1}, src.AsSlice(), dst.AsSlice(), alert, q)

@@ -32,7 +32,7 @@ func igmp(src string, msg ...byte) []byte {
 
 func mld(src string, msg []byte) []byte {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr("ff02::16")
-	binary.BigEndian.PutUint16(msg[2:], inet.Checksum6(from, to, inet.ICMPv6, msg))
+	binary.BigEndian.PutUint16(msg[2:], inet.TransportChecksum(from, to, inet.ICMPv6, msg))
 	head := []byte{0x60, 0, 0, 0, 0, byte(8 + len(msg)), 0, 1}
 	return inet.Ethernet(inet.GroupMAC(to), table.MAC{2}, 0, 0x86dd, head, from.AsSlice(), to.AsSlice(), []byte{58, 0, 5, 2, 0, 0, 1, 0}, msg)
 }
@@ -42,7 +42,7 @@ func hello(src string, options ...byte) []byte {
 	from, msg := netip.MustParseAddr(src), append([]byte{0x20, 0, 0, 0}, options...)
 	if from.Is6() {
 		to := netip.MustParseAddr("ff02::d")
-		binary.BigEndian.PutUint16(msg[2:], inet.Checksum6(from, to, pim, msg))
+		binary.BigEndian.PutUint16(msg[2:], inet.TransportChecksum(from, to, pim, msg))
 		return inet.Ethernet(inet.GroupMAC(to), table.MAC{2}, 0, 0x86dd, []byte{0x60, 0, 0, 0, 0, byte(len(msg)), pim, 1}, from.AsSlice(), to.AsSlice(), msg)
 	}
 	binary.BigEndian.PutUint16(msg[2:], inet.Checksum(msg))
