@@ -218,22 +218,6 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-func TestPathTo(t *testing.T) {
-	a, _ := pair(t)
-	got, err := a.PathTo(netip.MustParseAddr("10.1.0.2"))
-	must(t, err)
-	if want := (Path{netip.MustParseAddr("10.1.0.1"), "up0", 1500}); got != want {
-		t.Errorf("PathTo = %+v, want %+v", got, want)
-	}
-	output(t, a, "ip", "route", "add", "10.2.0.0/16", "via", "10.1.0.2", "mtu", "1400")
-	if got, err := a.PathTo(netip.MustParseAddr("10.2.3.4")); err != nil || got.MTU != 1400 {
-		t.Errorf("PathTo with a route's MTU = %+v, %v; want 1400", got, err)
-	}
-	if got, err := a.PathTo(netip.MustParseAddr("192.0.2.1")); err == nil {
-		t.Errorf("way to nowhere: %+v", got)
-	}
-}
-
 func TestPromiscuous(t *testing.T) {
 	a, _ := pair(t)
 	is := func() bool { return strings.Contains(output(t, a, "ip", "-d", "link", "show", "up0"), "PROMISC") }
