@@ -104,7 +104,7 @@ var worlds = []world{
 	{name: "netlink and network namespaces", imports: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns"}, owner: "internal/hostnet"},
 	{name: "eBPF", imports: []string{"github.com/cilium/ebpf"}, owner: "internal/vswitch"},
 	{name: "etcd", imports: []string{"go.etcd.io/"}, owner: "internal/store", tests: true},
-	{name: "S3", imports: []string{"github.com/minio/", "github.com/aws/"}, owner: "internal/blob", tests: true},
+	{name: "S3", imports: []string{"github.com/minio/minio-go", "github.com/aws/"}, owner: "internal/blob", tests: true},
 	{name: "SQL", imports: []string{"database/sql", "modernc.org/sqlite", "github.com/mattn/go-sqlite3"}, owner: "internal/history", tests: true},
 }
 

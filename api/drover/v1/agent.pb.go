@@ -1468,7 +1468,7 @@ var File_drover_v1_agent_proto protoreflect.FileDescriptor
 
 const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x19drover/v1/datastore.proto\x1a\x17drover/v1/history.proto\x1a\x14drover/v1/host.proto\x1a\x15drover/v1/image.proto\x1a\x14drover/v1/meta.proto\x1a\x17drover/v1/network.proto\x1a\x14drover/v1/port.proto\x1a\x17drover/v1/profile.proto\x1a\x16drover/v1/switch.proto\x1a\x12drover/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
+	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x16drover/v1/backup.proto\x1a\x19drover/v1/datastore.proto\x1a\x17drover/v1/history.proto\x1a\x14drover/v1/host.proto\x1a\x15drover/v1/image.proto\x1a\x14drover/v1/meta.proto\x1a\x17drover/v1/network.proto\x1a\x1adrover/v1/nodebackup.proto\x1a\x14drover/v1/port.proto\x1a\x17drover/v1/profile.proto\x1a\x16drover/v1/switch.proto\x1a\x12drover/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
 	"\rEnrollRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1a\n" +
@@ -1578,7 +1578,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06Enroll\x12\x18.drover.v1.EnrollRequest\x1a\x19.drover.v1.EnrollResponse\x12:\n" +
 	"\x05Renew\x12\x17.drover.v1.RenewRequest\x1a\x18.drover.v1.RenewResponse\x12?\n" +
 	"\x05Watch\x12\x1c.drover.v1.AgentWatchRequest\x1a\x16.drover.v1.AgentChange0\x01\x12=\n" +
-	"\x06Report\x12\x18.drover.v1.ReportRequest\x1a\x19.drover.v1.ReportResponse2\xcf\x05\n" +
+	"\x06Report\x12\x18.drover.v1.ReportRequest\x1a\x19.drover.v1.ReportResponse2\xe5\n" +
+	"\n" +
 	"\vNodeService\x12<\n" +
 	"\x05Reset\x12\x18.drover.v1.NodeVMRequest\x1a\x19.drover.v1.NodeVMResponse\x12K\n" +
 	"\x0eCreateSnapshot\x12\x1e.drover.v1.NodeSnapshotRequest\x1a\x17.drover.v1.NodeProgress0\x01\x12K\n" +
@@ -1590,7 +1591,17 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06Attach\x12\x16.drover.v1.AttachInput\x1a\x17.drover.v1.AttachOutput(\x010\x01\x12J\n" +
 	"\aCapture\x12\x1d.drover.v1.CapturePortRequest\x1a\x1e.drover.v1.CapturePortResponse0\x01\x12B\n" +
 	"\x05Trace\x12\x1b.drover.v1.TracePortRequest\x1a\x1c.drover.v1.TracePortResponse\x12H\n" +
-	"\x05Table\x12\x1d.drover.v1.SwitchTableRequest\x1a\x1e.drover.v1.SwitchTableResponse0\x01B\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
+	"\x05Table\x12\x1d.drover.v1.SwitchTableRequest\x1a\x1e.drover.v1.SwitchTableResponse0\x01\x12G\n" +
+	"\x06Backup\x12\x1c.drover.v1.NodeBackupRequest\x1a\x1d.drover.v1.NodeBackupProgress0\x01\x12J\n" +
+	"\aRestore\x12\x1d.drover.v1.NodeRestoreRequest\x1a\x1e.drover.v1.NodeRestoreProgress0\x01\x12A\n" +
+	"\x06Browse\x12\x1c.drover.v1.NodeBrowseRequest\x1a\x19.drover.v1.BrowseResponse\x12I\n" +
+	"\bDownload\x12\x1e.drover.v1.NodeDownloadRequest\x1a\x1b.drover.v1.DownloadResponse0\x01\x12F\n" +
+	"\tTestPoint\x12\x1a.drover.v1.NodeTestRequest\x1a\x1b.drover.v1.NodeTestProgress0\x01\x12H\n" +
+	"\vCreatePoint\x12\x1b.drover.v1.NodePointRequest\x1a\x1c.drover.v1.NodePointResponse\x12K\n" +
+	"\x0eChangedExtents\x12\x1b.drover.v1.NodePointRequest\x1a\x1c.drover.v1.NodePointResponse\x12G\n" +
+	"\n" +
+	"OpenImport\x12\x1b.drover.v1.NodePointRequest\x1a\x1c.drover.v1.NodePointResponse\x12I\n" +
+	"\fReleasePoint\x12\x1b.drover.v1.NodePointRequest\x1a\x1c.drover.v1.NodePointResponseB\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_agent_proto_rawDescOnce sync.Once
@@ -1648,11 +1659,23 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*CapturePortRequest)(nil),    // 38: drover.v1.CapturePortRequest
 	(*TracePortRequest)(nil),      // 39: drover.v1.TracePortRequest
 	(*SwitchTableRequest)(nil),    // 40: drover.v1.SwitchTableRequest
-	(*ExecResponse)(nil),          // 41: drover.v1.ExecResponse
-	(*ScreenshotResponse)(nil),    // 42: drover.v1.ScreenshotResponse
-	(*CapturePortResponse)(nil),   // 43: drover.v1.CapturePortResponse
-	(*TracePortResponse)(nil),     // 44: drover.v1.TracePortResponse
-	(*SwitchTableResponse)(nil),   // 45: drover.v1.SwitchTableResponse
+	(*NodeBackupRequest)(nil),     // 41: drover.v1.NodeBackupRequest
+	(*NodeRestoreRequest)(nil),    // 42: drover.v1.NodeRestoreRequest
+	(*NodeBrowseRequest)(nil),     // 43: drover.v1.NodeBrowseRequest
+	(*NodeDownloadRequest)(nil),   // 44: drover.v1.NodeDownloadRequest
+	(*NodeTestRequest)(nil),       // 45: drover.v1.NodeTestRequest
+	(*NodePointRequest)(nil),      // 46: drover.v1.NodePointRequest
+	(*ExecResponse)(nil),          // 47: drover.v1.ExecResponse
+	(*ScreenshotResponse)(nil),    // 48: drover.v1.ScreenshotResponse
+	(*CapturePortResponse)(nil),   // 49: drover.v1.CapturePortResponse
+	(*TracePortResponse)(nil),     // 50: drover.v1.TracePortResponse
+	(*SwitchTableResponse)(nil),   // 51: drover.v1.SwitchTableResponse
+	(*NodeBackupProgress)(nil),    // 52: drover.v1.NodeBackupProgress
+	(*NodeRestoreProgress)(nil),   // 53: drover.v1.NodeRestoreProgress
+	(*BrowseResponse)(nil),        // 54: drover.v1.BrowseResponse
+	(*DownloadResponse)(nil),      // 55: drover.v1.DownloadResponse
+	(*NodeTestProgress)(nil),      // 56: drover.v1.NodeTestProgress
+	(*NodePointResponse)(nil),     // 57: drover.v1.NodePointResponse
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
 	20, // 0: drover.v1.AgentChange.kind:type_name -> drover.v1.ChangeKind
@@ -1692,22 +1715,40 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	38, // 34: drover.v1.NodeService.Capture:input_type -> drover.v1.CapturePortRequest
 	39, // 35: drover.v1.NodeService.Trace:input_type -> drover.v1.TracePortRequest
 	40, // 36: drover.v1.NodeService.Table:input_type -> drover.v1.SwitchTableRequest
-	2,  // 37: drover.v1.AgentService.Enroll:output_type -> drover.v1.EnrollResponse
-	4,  // 38: drover.v1.AgentService.Renew:output_type -> drover.v1.RenewResponse
-	6,  // 39: drover.v1.AgentService.Watch:output_type -> drover.v1.AgentChange
-	12, // 40: drover.v1.AgentService.Report:output_type -> drover.v1.ReportResponse
-	14, // 41: drover.v1.NodeService.Reset:output_type -> drover.v1.NodeVMResponse
-	16, // 42: drover.v1.NodeService.CreateSnapshot:output_type -> drover.v1.NodeProgress
-	16, // 43: drover.v1.NodeService.RevertSnapshot:output_type -> drover.v1.NodeProgress
-	16, // 44: drover.v1.NodeService.DeleteSnapshot:output_type -> drover.v1.NodeProgress
-	41, // 45: drover.v1.NodeService.Exec:output_type -> drover.v1.ExecResponse
-	42, // 46: drover.v1.NodeService.Screenshot:output_type -> drover.v1.ScreenshotResponse
-	19, // 47: drover.v1.NodeService.Attach:output_type -> drover.v1.AttachOutput
-	43, // 48: drover.v1.NodeService.Capture:output_type -> drover.v1.CapturePortResponse
-	44, // 49: drover.v1.NodeService.Trace:output_type -> drover.v1.TracePortResponse
-	45, // 50: drover.v1.NodeService.Table:output_type -> drover.v1.SwitchTableResponse
-	37, // [37:51] is the sub-list for method output_type
-	23, // [23:37] is the sub-list for method input_type
+	41, // 37: drover.v1.NodeService.Backup:input_type -> drover.v1.NodeBackupRequest
+	42, // 38: drover.v1.NodeService.Restore:input_type -> drover.v1.NodeRestoreRequest
+	43, // 39: drover.v1.NodeService.Browse:input_type -> drover.v1.NodeBrowseRequest
+	44, // 40: drover.v1.NodeService.Download:input_type -> drover.v1.NodeDownloadRequest
+	45, // 41: drover.v1.NodeService.TestPoint:input_type -> drover.v1.NodeTestRequest
+	46, // 42: drover.v1.NodeService.CreatePoint:input_type -> drover.v1.NodePointRequest
+	46, // 43: drover.v1.NodeService.ChangedExtents:input_type -> drover.v1.NodePointRequest
+	46, // 44: drover.v1.NodeService.OpenImport:input_type -> drover.v1.NodePointRequest
+	46, // 45: drover.v1.NodeService.ReleasePoint:input_type -> drover.v1.NodePointRequest
+	2,  // 46: drover.v1.AgentService.Enroll:output_type -> drover.v1.EnrollResponse
+	4,  // 47: drover.v1.AgentService.Renew:output_type -> drover.v1.RenewResponse
+	6,  // 48: drover.v1.AgentService.Watch:output_type -> drover.v1.AgentChange
+	12, // 49: drover.v1.AgentService.Report:output_type -> drover.v1.ReportResponse
+	14, // 50: drover.v1.NodeService.Reset:output_type -> drover.v1.NodeVMResponse
+	16, // 51: drover.v1.NodeService.CreateSnapshot:output_type -> drover.v1.NodeProgress
+	16, // 52: drover.v1.NodeService.RevertSnapshot:output_type -> drover.v1.NodeProgress
+	16, // 53: drover.v1.NodeService.DeleteSnapshot:output_type -> drover.v1.NodeProgress
+	47, // 54: drover.v1.NodeService.Exec:output_type -> drover.v1.ExecResponse
+	48, // 55: drover.v1.NodeService.Screenshot:output_type -> drover.v1.ScreenshotResponse
+	19, // 56: drover.v1.NodeService.Attach:output_type -> drover.v1.AttachOutput
+	49, // 57: drover.v1.NodeService.Capture:output_type -> drover.v1.CapturePortResponse
+	50, // 58: drover.v1.NodeService.Trace:output_type -> drover.v1.TracePortResponse
+	51, // 59: drover.v1.NodeService.Table:output_type -> drover.v1.SwitchTableResponse
+	52, // 60: drover.v1.NodeService.Backup:output_type -> drover.v1.NodeBackupProgress
+	53, // 61: drover.v1.NodeService.Restore:output_type -> drover.v1.NodeRestoreProgress
+	54, // 62: drover.v1.NodeService.Browse:output_type -> drover.v1.BrowseResponse
+	55, // 63: drover.v1.NodeService.Download:output_type -> drover.v1.DownloadResponse
+	56, // 64: drover.v1.NodeService.TestPoint:output_type -> drover.v1.NodeTestProgress
+	57, // 65: drover.v1.NodeService.CreatePoint:output_type -> drover.v1.NodePointResponse
+	57, // 66: drover.v1.NodeService.ChangedExtents:output_type -> drover.v1.NodePointResponse
+	57, // 67: drover.v1.NodeService.OpenImport:output_type -> drover.v1.NodePointResponse
+	57, // 68: drover.v1.NodeService.ReleasePoint:output_type -> drover.v1.NodePointResponse
+	46, // [46:69] is the sub-list for method output_type
+	23, // [23:46] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -1718,12 +1759,14 @@ func file_drover_v1_agent_proto_init() {
 	if File_drover_v1_agent_proto != nil {
 		return
 	}
+	file_drover_v1_backup_proto_init()
 	file_drover_v1_datastore_proto_init()
 	file_drover_v1_history_proto_init()
 	file_drover_v1_host_proto_init()
 	file_drover_v1_image_proto_init()
 	file_drover_v1_meta_proto_init()
 	file_drover_v1_network_proto_init()
+	file_drover_v1_nodebackup_proto_init()
 	file_drover_v1_port_proto_init()
 	file_drover_v1_profile_proto_init()
 	file_drover_v1_switch_proto_init()

@@ -66,6 +66,26 @@ const (
 	NodeServiceTraceProcedure = "/drover.v1.NodeService/Trace"
 	// NodeServiceTableProcedure is the fully-qualified name of the NodeService's Table RPC.
 	NodeServiceTableProcedure = "/drover.v1.NodeService/Table"
+	// NodeServiceBackupProcedure is the fully-qualified name of the NodeService's Backup RPC.
+	NodeServiceBackupProcedure = "/drover.v1.NodeService/Backup"
+	// NodeServiceRestoreProcedure is the fully-qualified name of the NodeService's Restore RPC.
+	NodeServiceRestoreProcedure = "/drover.v1.NodeService/Restore"
+	// NodeServiceBrowseProcedure is the fully-qualified name of the NodeService's Browse RPC.
+	NodeServiceBrowseProcedure = "/drover.v1.NodeService/Browse"
+	// NodeServiceDownloadProcedure is the fully-qualified name of the NodeService's Download RPC.
+	NodeServiceDownloadProcedure = "/drover.v1.NodeService/Download"
+	// NodeServiceTestPointProcedure is the fully-qualified name of the NodeService's TestPoint RPC.
+	NodeServiceTestPointProcedure = "/drover.v1.NodeService/TestPoint"
+	// NodeServiceCreatePointProcedure is the fully-qualified name of the NodeService's CreatePoint RPC.
+	NodeServiceCreatePointProcedure = "/drover.v1.NodeService/CreatePoint"
+	// NodeServiceChangedExtentsProcedure is the fully-qualified name of the NodeService's
+	// ChangedExtents RPC.
+	NodeServiceChangedExtentsProcedure = "/drover.v1.NodeService/ChangedExtents"
+	// NodeServiceOpenImportProcedure is the fully-qualified name of the NodeService's OpenImport RPC.
+	NodeServiceOpenImportProcedure = "/drover.v1.NodeService/OpenImport"
+	// NodeServiceReleasePointProcedure is the fully-qualified name of the NodeService's ReleasePoint
+	// RPC.
+	NodeServiceReleasePointProcedure = "/drover.v1.NodeService/ReleasePoint"
 )
 
 // AgentServiceClient is a client for the drover.v1.AgentService service.
@@ -250,6 +270,19 @@ type NodeServiceClient interface {
 	Capture(context.Context, *v1.CapturePortRequest) (*connect.ServerStreamForClient[v1.CapturePortResponse], error)
 	Trace(context.Context, *v1.TracePortRequest) (*v1.TracePortResponse, error)
 	Table(context.Context, *v1.SwitchTableRequest) (*connect.ServerStreamForClient[v1.SwitchTableResponse], error)
+	// Backup makes a restore point in a vault; Restore fills disks from one.
+	Backup(context.Context, *v1.NodeBackupRequest) (*connect.ServerStreamForClient[v1.NodeBackupProgress], error)
+	Restore(context.Context, *v1.NodeRestoreRequest) (*connect.ServerStreamForClient[v1.NodeRestoreProgress], error)
+	// Browse and Download look into a point through a helper VM.
+	Browse(context.Context, *v1.NodeBrowseRequest) (*v1.BrowseResponse, error)
+	Download(context.Context, *v1.NodeDownloadRequest) (*connect.ServerStreamForClient[v1.DownloadResponse], error)
+	// TestPoint starts a point where nobody else sees it, and checks it.
+	TestPoint(context.Context, *v1.NodeTestRequest) (*connect.ServerStreamForClient[v1.NodeTestProgress], error)
+	// What the data protection API needs of a host.
+	CreatePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	ChangedExtents(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	OpenImport(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	ReleasePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the drover.v1.NodeService service. By default, it
@@ -323,6 +356,60 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Table")),
 			connect.WithClientOptions(opts...),
 		),
+		backup: connect.NewClient[v1.NodeBackupRequest, v1.NodeBackupProgress](
+			httpClient,
+			baseURL+NodeServiceBackupProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+		restore: connect.NewClient[v1.NodeRestoreRequest, v1.NodeRestoreProgress](
+			httpClient,
+			baseURL+NodeServiceRestoreProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+		browse: connect.NewClient[v1.NodeBrowseRequest, v1.BrowseResponse](
+			httpClient,
+			baseURL+NodeServiceBrowseProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Browse")),
+			connect.WithClientOptions(opts...),
+		),
+		download: connect.NewClient[v1.NodeDownloadRequest, v1.DownloadResponse](
+			httpClient,
+			baseURL+NodeServiceDownloadProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Download")),
+			connect.WithClientOptions(opts...),
+		),
+		testPoint: connect.NewClient[v1.NodeTestRequest, v1.NodeTestProgress](
+			httpClient,
+			baseURL+NodeServiceTestPointProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("TestPoint")),
+			connect.WithClientOptions(opts...),
+		),
+		createPoint: connect.NewClient[v1.NodePointRequest, v1.NodePointResponse](
+			httpClient,
+			baseURL+NodeServiceCreatePointProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("CreatePoint")),
+			connect.WithClientOptions(opts...),
+		),
+		changedExtents: connect.NewClient[v1.NodePointRequest, v1.NodePointResponse](
+			httpClient,
+			baseURL+NodeServiceChangedExtentsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ChangedExtents")),
+			connect.WithClientOptions(opts...),
+		),
+		openImport: connect.NewClient[v1.NodePointRequest, v1.NodePointResponse](
+			httpClient,
+			baseURL+NodeServiceOpenImportProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("OpenImport")),
+			connect.WithClientOptions(opts...),
+		),
+		releasePoint: connect.NewClient[v1.NodePointRequest, v1.NodePointResponse](
+			httpClient,
+			baseURL+NodeServiceReleasePointProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ReleasePoint")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -338,6 +425,15 @@ type nodeServiceClient struct {
 	capture        *connect.Client[v1.CapturePortRequest, v1.CapturePortResponse]
 	trace          *connect.Client[v1.TracePortRequest, v1.TracePortResponse]
 	table          *connect.Client[v1.SwitchTableRequest, v1.SwitchTableResponse]
+	backup         *connect.Client[v1.NodeBackupRequest, v1.NodeBackupProgress]
+	restore        *connect.Client[v1.NodeRestoreRequest, v1.NodeRestoreProgress]
+	browse         *connect.Client[v1.NodeBrowseRequest, v1.BrowseResponse]
+	download       *connect.Client[v1.NodeDownloadRequest, v1.DownloadResponse]
+	testPoint      *connect.Client[v1.NodeTestRequest, v1.NodeTestProgress]
+	createPoint    *connect.Client[v1.NodePointRequest, v1.NodePointResponse]
+	changedExtents *connect.Client[v1.NodePointRequest, v1.NodePointResponse]
+	openImport     *connect.Client[v1.NodePointRequest, v1.NodePointResponse]
+	releasePoint   *connect.Client[v1.NodePointRequest, v1.NodePointResponse]
 }
 
 // Reset calls drover.v1.NodeService.Reset.
@@ -406,6 +502,71 @@ func (c *nodeServiceClient) Table(ctx context.Context, req *v1.SwitchTableReques
 	return c.table.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Backup calls drover.v1.NodeService.Backup.
+func (c *nodeServiceClient) Backup(ctx context.Context, req *v1.NodeBackupRequest) (*connect.ServerStreamForClient[v1.NodeBackupProgress], error) {
+	return c.backup.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Restore calls drover.v1.NodeService.Restore.
+func (c *nodeServiceClient) Restore(ctx context.Context, req *v1.NodeRestoreRequest) (*connect.ServerStreamForClient[v1.NodeRestoreProgress], error) {
+	return c.restore.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Browse calls drover.v1.NodeService.Browse.
+func (c *nodeServiceClient) Browse(ctx context.Context, req *v1.NodeBrowseRequest) (*v1.BrowseResponse, error) {
+	response, err := c.browse.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Download calls drover.v1.NodeService.Download.
+func (c *nodeServiceClient) Download(ctx context.Context, req *v1.NodeDownloadRequest) (*connect.ServerStreamForClient[v1.DownloadResponse], error) {
+	return c.download.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// TestPoint calls drover.v1.NodeService.TestPoint.
+func (c *nodeServiceClient) TestPoint(ctx context.Context, req *v1.NodeTestRequest) (*connect.ServerStreamForClient[v1.NodeTestProgress], error) {
+	return c.testPoint.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// CreatePoint calls drover.v1.NodeService.CreatePoint.
+func (c *nodeServiceClient) CreatePoint(ctx context.Context, req *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	response, err := c.createPoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ChangedExtents calls drover.v1.NodeService.ChangedExtents.
+func (c *nodeServiceClient) ChangedExtents(ctx context.Context, req *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	response, err := c.changedExtents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// OpenImport calls drover.v1.NodeService.OpenImport.
+func (c *nodeServiceClient) OpenImport(ctx context.Context, req *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	response, err := c.openImport.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleasePoint calls drover.v1.NodeService.ReleasePoint.
+func (c *nodeServiceClient) ReleasePoint(ctx context.Context, req *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	response, err := c.releasePoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeServiceHandler is an implementation of the drover.v1.NodeService service.
 type NodeServiceHandler interface {
 	Reset(context.Context, *v1.NodeVMRequest) (*v1.NodeVMResponse, error)
@@ -420,6 +581,19 @@ type NodeServiceHandler interface {
 	Capture(context.Context, *v1.CapturePortRequest, *connect.ServerStream[v1.CapturePortResponse]) error
 	Trace(context.Context, *v1.TracePortRequest) (*v1.TracePortResponse, error)
 	Table(context.Context, *v1.SwitchTableRequest, *connect.ServerStream[v1.SwitchTableResponse]) error
+	// Backup makes a restore point in a vault; Restore fills disks from one.
+	Backup(context.Context, *v1.NodeBackupRequest, *connect.ServerStream[v1.NodeBackupProgress]) error
+	Restore(context.Context, *v1.NodeRestoreRequest, *connect.ServerStream[v1.NodeRestoreProgress]) error
+	// Browse and Download look into a point through a helper VM.
+	Browse(context.Context, *v1.NodeBrowseRequest) (*v1.BrowseResponse, error)
+	Download(context.Context, *v1.NodeDownloadRequest, *connect.ServerStream[v1.DownloadResponse]) error
+	// TestPoint starts a point where nobody else sees it, and checks it.
+	TestPoint(context.Context, *v1.NodeTestRequest, *connect.ServerStream[v1.NodeTestProgress]) error
+	// What the data protection API needs of a host.
+	CreatePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	ChangedExtents(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	OpenImport(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
+	ReleasePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -489,6 +663,60 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Table")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceBackupHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(nodeServiceMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceRestoreHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(nodeServiceMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceBrowseHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceBrowseProcedure,
+		svc.Browse,
+		connect.WithSchema(nodeServiceMethods.ByName("Browse")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDownloadHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceDownloadProcedure,
+		svc.Download,
+		connect.WithSchema(nodeServiceMethods.ByName("Download")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceTestPointHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceTestPointProcedure,
+		svc.TestPoint,
+		connect.WithSchema(nodeServiceMethods.ByName("TestPoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceCreatePointHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceCreatePointProcedure,
+		svc.CreatePoint,
+		connect.WithSchema(nodeServiceMethods.ByName("CreatePoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceChangedExtentsHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceChangedExtentsProcedure,
+		svc.ChangedExtents,
+		connect.WithSchema(nodeServiceMethods.ByName("ChangedExtents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceOpenImportHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceOpenImportProcedure,
+		svc.OpenImport,
+		connect.WithSchema(nodeServiceMethods.ByName("OpenImport")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceReleasePointHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceReleasePointProcedure,
+		svc.ReleasePoint,
+		connect.WithSchema(nodeServiceMethods.ByName("ReleasePoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceResetProcedure:
@@ -511,6 +739,24 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceTraceHandler.ServeHTTP(w, r)
 		case NodeServiceTableProcedure:
 			nodeServiceTableHandler.ServeHTTP(w, r)
+		case NodeServiceBackupProcedure:
+			nodeServiceBackupHandler.ServeHTTP(w, r)
+		case NodeServiceRestoreProcedure:
+			nodeServiceRestoreHandler.ServeHTTP(w, r)
+		case NodeServiceBrowseProcedure:
+			nodeServiceBrowseHandler.ServeHTTP(w, r)
+		case NodeServiceDownloadProcedure:
+			nodeServiceDownloadHandler.ServeHTTP(w, r)
+		case NodeServiceTestPointProcedure:
+			nodeServiceTestPointHandler.ServeHTTP(w, r)
+		case NodeServiceCreatePointProcedure:
+			nodeServiceCreatePointHandler.ServeHTTP(w, r)
+		case NodeServiceChangedExtentsProcedure:
+			nodeServiceChangedExtentsHandler.ServeHTTP(w, r)
+		case NodeServiceOpenImportProcedure:
+			nodeServiceOpenImportHandler.ServeHTTP(w, r)
+		case NodeServiceReleasePointProcedure:
+			nodeServiceReleasePointHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -558,4 +804,40 @@ func (UnimplementedNodeServiceHandler) Trace(context.Context, *v1.TracePortReque
 
 func (UnimplementedNodeServiceHandler) Table(context.Context, *v1.SwitchTableRequest, *connect.ServerStream[v1.SwitchTableResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Table is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Backup(context.Context, *v1.NodeBackupRequest, *connect.ServerStream[v1.NodeBackupProgress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Backup is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Restore(context.Context, *v1.NodeRestoreRequest, *connect.ServerStream[v1.NodeRestoreProgress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Restore is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Browse(context.Context, *v1.NodeBrowseRequest) (*v1.BrowseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Browse is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Download(context.Context, *v1.NodeDownloadRequest, *connect.ServerStream[v1.DownloadResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.Download is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) TestPoint(context.Context, *v1.NodeTestRequest, *connect.ServerStream[v1.NodeTestProgress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.TestPoint is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) CreatePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.CreatePoint is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ChangedExtents(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.ChangedExtents is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) OpenImport(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.OpenImport is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ReleasePoint(context.Context, *v1.NodePointRequest) (*v1.NodePointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.NodeService.ReleasePoint is not implemented"))
 }
