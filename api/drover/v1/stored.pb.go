@@ -9,6 +9,7 @@ package droverv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -300,11 +301,473 @@ func (x *MACClaim) GetVmUid() string {
 	return ""
 }
 
+// BackupRecord is how a VM stands with a policy, so that a restarted manager neither forgets a run nor does it twice. meta.name is "POLICY/VM-UID".
+type BackupRecord struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Meta   *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	Policy string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	Vm     string                 `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmUid  string                 `protobuf:"bytes,4,opt,name=vm_uid,json=vmUid,proto3" json:"vm_uid,omitempty"`
+	// When the VM came under the policy: nothing before it was missed.
+	Covered *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=covered,proto3" json:"covered,omitempty"`
+	// The due time that was begun last, and why it was due.
+	Slot   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=slot,proto3" json:"slot,omitempty"`
+	Reason string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The task that is at it. It is named here before it is there.
+	Task string `protobuf:"bytes,8,opt,name=task,proto3" json:"task,omitempty"`
+	// Failed tries of the slot, and when the next may be.
+	Failures    int32                  `protobuf:"varint,9,opt,name=failures,proto3" json:"failures,omitempty"`
+	RetryTime   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	Error       string                 `protobuf:"bytes,11,opt,name=error,proto3" json:"error,omitempty"`
+	LastEnd     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_end,json=lastEnd,proto3" json:"last_end,omitempty"`
+	LastSuccess *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_success,json=lastSuccess,proto3" json:"last_success,omitempty"`
+	Duration    *durationpb.Duration   `protobuf:"bytes,14,opt,name=duration,proto3" json:"duration,omitempty"`
+	ReadBytes   int64                  `protobuf:"varint,15,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	AddedBytes  int64                  `protobuf:"varint,16,opt,name=added_bytes,json=addedBytes,proto3" json:"added_bytes,omitempty"`
+	// Somebody wants a backup now.
+	Wanted        *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Copies        []*CopyRecord          `protobuf:"bytes,18,rep,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRecord) Reset() {
+	*x = BackupRecord{}
+	mi := &file_drover_v1_stored_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRecord) ProtoMessage() {}
+
+func (x *BackupRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_stored_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRecord.ProtoReflect.Descriptor instead.
+func (*BackupRecord) Descriptor() ([]byte, []int) {
+	return file_drover_v1_stored_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BackupRecord) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetVmUid() string {
+	if x != nil {
+		return x.VmUid
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetCovered() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Covered
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetSlot() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Slot
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *BackupRecord) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *BackupRecord) GetLastEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastEnd
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetLastSuccess() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSuccess
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetReadBytes() int64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *BackupRecord) GetAddedBytes() int64 {
+	if x != nil {
+		return x.AddedBytes
+	}
+	return 0
+}
+
+func (x *BackupRecord) GetWanted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
+func (x *BackupRecord) GetCopies() []*CopyRecord {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+// CopyRecord is the same for one further copy.
+type CopyRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	Slot          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	Task          string                 `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
+	Failures      int32                  `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
+	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyRecord) Reset() {
+	*x = CopyRecord{}
+	mi := &file_drover_v1_stored_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyRecord) ProtoMessage() {}
+
+func (x *CopyRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_stored_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyRecord.ProtoReflect.Descriptor instead.
+func (*CopyRecord) Descriptor() ([]byte, []int) {
+	return file_drover_v1_stored_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CopyRecord) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *CopyRecord) GetSlot() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Slot
+	}
+	return nil
+}
+
+func (x *CopyRecord) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *CopyRecord) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *CopyRecord) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *CopyRecord) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type BackupArguments struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request *CreateBackupRequest   `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// Id that the point will have: a second try finds it there.
+	Point string `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	// The record of the policy's run; empty: by hand.
+	Record         string                 `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`
+	AuditShare     float64                `protobuf:"fixed64,4,opt,name=audit_share,json=auditShare,proto3" json:"audit_share,omitempty"`
+	BandwidthLimit int64                  `protobuf:"varint,5,opt,name=bandwidth_limit,json=bandwidthLimit,proto3" json:"bandwidth_limit,omitempty"`
+	Slot           *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BackupArguments) Reset() {
+	*x = BackupArguments{}
+	mi := &file_drover_v1_stored_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupArguments) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupArguments) ProtoMessage() {}
+
+func (x *BackupArguments) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_stored_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupArguments.ProtoReflect.Descriptor instead.
+func (*BackupArguments) Descriptor() ([]byte, []int) {
+	return file_drover_v1_stored_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BackupArguments) GetRequest() *CreateBackupRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *BackupArguments) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *BackupArguments) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
+func (x *BackupArguments) GetAuditShare() float64 {
+	if x != nil {
+		return x.AuditShare
+	}
+	return 0
+}
+
+func (x *BackupArguments) GetBandwidthLimit() int64 {
+	if x != nil {
+		return x.BandwidthLimit
+	}
+	return 0
+}
+
+func (x *BackupArguments) GetSlot() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Slot
+	}
+	return nil
+}
+
+type RestoreArguments struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request *RestoreRequest        `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// "REPOSITORY/ID", as it was when the restore was asked for.
+	Point         string `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreArguments) Reset() {
+	*x = RestoreArguments{}
+	mi := &file_drover_v1_stored_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreArguments) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreArguments) ProtoMessage() {}
+
+func (x *RestoreArguments) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_stored_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreArguments.ProtoReflect.Descriptor instead.
+func (*RestoreArguments) Descriptor() ([]byte, []int) {
+	return file_drover_v1_stored_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RestoreArguments) GetRequest() *RestoreRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RestoreArguments) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+type CopyArguments struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *CopyPointsRequest     `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Record        string                 `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyArguments) Reset() {
+	*x = CopyArguments{}
+	mi := &file_drover_v1_stored_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyArguments) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyArguments) ProtoMessage() {}
+
+func (x *CopyArguments) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_stored_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyArguments.ProtoReflect.Descriptor instead.
+func (*CopyArguments) Descriptor() ([]byte, []int) {
+	return file_drover_v1_stored_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CopyArguments) GetRequest() *CopyPointsRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *CopyArguments) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
 var File_drover_v1_stored_proto protoreflect.FileDescriptor
 
 const file_drover_v1_stored_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/stored.proto\x12\tdrover.v1\x1a\x14drover/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x01\n" +
+	"\x16drover/v1/stored.proto\x12\tdrover.v1\x1a\x16drover/v1/backup.proto\x1a\x14drover/v1/meta.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x01\n" +
 	"\x04Join\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -327,7 +790,55 @@ const file_drover_v1_stored_proto_rawDesc = "" +
 	"\bMACClaim\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x15\n" +
-	"\x06vm_uid\x18\x03 \x01(\tR\x05vmUidB\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
+	"\x06vm_uid\x18\x03 \x01(\tR\x05vmUid\"\xc1\x05\n" +
+	"\fBackupRecord\x12#\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0f.drover.v1.MetaR\x04meta\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x15\n" +
+	"\x06vm_uid\x18\x04 \x01(\tR\x05vmUid\x124\n" +
+	"\acovered\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acovered\x12.\n" +
+	"\x04slot\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04slot\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x12\n" +
+	"\x04task\x18\b \x01(\tR\x04task\x12\x1a\n" +
+	"\bfailures\x18\t \x01(\x05R\bfailures\x129\n" +
+	"\n" +
+	"retry_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x14\n" +
+	"\x05error\x18\v \x01(\tR\x05error\x125\n" +
+	"\blast_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\alastEnd\x12=\n" +
+	"\flast_success\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vlastSuccess\x125\n" +
+	"\bduration\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x0f \x01(\x03R\treadBytes\x12\x1f\n" +
+	"\vadded_bytes\x18\x10 \x01(\x03R\n" +
+	"addedBytes\x122\n" +
+	"\x06wanted\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x06wanted\x12-\n" +
+	"\x06copies\x18\x12 \x03(\v2\x15.drover.v1.CopyRecordR\x06copies\"\xdd\x01\n" +
+	"\n" +
+	"CopyRecord\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12.\n" +
+	"\x04slot\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04slot\x12\x12\n" +
+	"\x04task\x18\x03 \x01(\tR\x04task\x12\x1a\n" +
+	"\bfailures\x18\x04 \x01(\x05R\bfailures\x129\n" +
+	"\n" +
+	"retry_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xf3\x01\n" +
+	"\x0fBackupArguments\x128\n" +
+	"\arequest\x18\x01 \x01(\v2\x1e.drover.v1.CreateBackupRequestR\arequest\x12\x14\n" +
+	"\x05point\x18\x02 \x01(\tR\x05point\x12\x16\n" +
+	"\x06record\x18\x03 \x01(\tR\x06record\x12\x1f\n" +
+	"\vaudit_share\x18\x04 \x01(\x01R\n" +
+	"auditShare\x12'\n" +
+	"\x0fbandwidth_limit\x18\x05 \x01(\x03R\x0ebandwidthLimit\x12.\n" +
+	"\x04slot\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04slot\"]\n" +
+	"\x10RestoreArguments\x123\n" +
+	"\arequest\x18\x01 \x01(\v2\x19.drover.v1.RestoreRequestR\arequest\x12\x14\n" +
+	"\x05point\x18\x02 \x01(\tR\x05point\"_\n" +
+	"\rCopyArguments\x126\n" +
+	"\arequest\x18\x01 \x01(\v2\x1c.drover.v1.CopyPointsRequestR\arequest\x12\x16\n" +
+	"\x06record\x18\x02 \x01(\tR\x06recordB\x1fZ\x1ddrover/api/drover/v1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_stored_proto_rawDescOnce sync.Once
@@ -341,27 +852,51 @@ func file_drover_v1_stored_proto_rawDescGZIP() []byte {
 	return file_drover_v1_stored_proto_rawDescData
 }
 
-var file_drover_v1_stored_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_drover_v1_stored_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_drover_v1_stored_proto_goTypes = []any{
 	(*Join)(nil),                  // 0: drover.v1.Join
 	(*JoinClaim)(nil),             // 1: drover.v1.JoinClaim
 	(*Cluster)(nil),               // 2: drover.v1.Cluster
 	(*MACClaim)(nil),              // 3: drover.v1.MACClaim
-	(*Meta)(nil),                  // 4: drover.v1.Meta
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*BackupRecord)(nil),          // 4: drover.v1.BackupRecord
+	(*CopyRecord)(nil),            // 5: drover.v1.CopyRecord
+	(*BackupArguments)(nil),       // 6: drover.v1.BackupArguments
+	(*RestoreArguments)(nil),      // 7: drover.v1.RestoreArguments
+	(*CopyArguments)(nil),         // 8: drover.v1.CopyArguments
+	(*Meta)(nil),                  // 9: drover.v1.Meta
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*CreateBackupRequest)(nil),   // 12: drover.v1.CreateBackupRequest
+	(*RestoreRequest)(nil),        // 13: drover.v1.RestoreRequest
+	(*CopyPointsRequest)(nil),     // 14: drover.v1.CopyPointsRequest
 }
 var file_drover_v1_stored_proto_depIdxs = []int32{
-	4, // 0: drover.v1.Join.meta:type_name -> drover.v1.Meta
-	5, // 1: drover.v1.Join.expire_time:type_name -> google.protobuf.Timestamp
-	1, // 2: drover.v1.Join.claim:type_name -> drover.v1.JoinClaim
-	5, // 3: drover.v1.JoinClaim.time:type_name -> google.protobuf.Timestamp
-	4, // 4: drover.v1.Cluster.meta:type_name -> drover.v1.Meta
-	4, // 5: drover.v1.MACClaim.meta:type_name -> drover.v1.Meta
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	9,  // 0: drover.v1.Join.meta:type_name -> drover.v1.Meta
+	10, // 1: drover.v1.Join.expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 2: drover.v1.Join.claim:type_name -> drover.v1.JoinClaim
+	10, // 3: drover.v1.JoinClaim.time:type_name -> google.protobuf.Timestamp
+	9,  // 4: drover.v1.Cluster.meta:type_name -> drover.v1.Meta
+	9,  // 5: drover.v1.MACClaim.meta:type_name -> drover.v1.Meta
+	9,  // 6: drover.v1.BackupRecord.meta:type_name -> drover.v1.Meta
+	10, // 7: drover.v1.BackupRecord.covered:type_name -> google.protobuf.Timestamp
+	10, // 8: drover.v1.BackupRecord.slot:type_name -> google.protobuf.Timestamp
+	10, // 9: drover.v1.BackupRecord.retry_time:type_name -> google.protobuf.Timestamp
+	10, // 10: drover.v1.BackupRecord.last_end:type_name -> google.protobuf.Timestamp
+	10, // 11: drover.v1.BackupRecord.last_success:type_name -> google.protobuf.Timestamp
+	11, // 12: drover.v1.BackupRecord.duration:type_name -> google.protobuf.Duration
+	10, // 13: drover.v1.BackupRecord.wanted:type_name -> google.protobuf.Timestamp
+	5,  // 14: drover.v1.BackupRecord.copies:type_name -> drover.v1.CopyRecord
+	10, // 15: drover.v1.CopyRecord.slot:type_name -> google.protobuf.Timestamp
+	10, // 16: drover.v1.CopyRecord.retry_time:type_name -> google.protobuf.Timestamp
+	12, // 17: drover.v1.BackupArguments.request:type_name -> drover.v1.CreateBackupRequest
+	10, // 18: drover.v1.BackupArguments.slot:type_name -> google.protobuf.Timestamp
+	13, // 19: drover.v1.RestoreArguments.request:type_name -> drover.v1.RestoreRequest
+	14, // 20: drover.v1.CopyArguments.request:type_name -> drover.v1.CopyPointsRequest
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_stored_proto_init() }
@@ -369,6 +904,7 @@ func file_drover_v1_stored_proto_init() {
 	if File_drover_v1_stored_proto != nil {
 		return
 	}
+	file_drover_v1_backup_proto_init()
 	file_drover_v1_meta_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -376,7 +912,7 @@ func file_drover_v1_stored_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_stored_proto_rawDesc), len(file_drover_v1_stored_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -277,8 +277,10 @@ func (x *VaultStatusRequest) GetRepository() string {
 }
 
 type VaultStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        *RepositoryStatus      `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status *RepositoryStatus      `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// Of the repository's log: the points are as they were while it stays. 0: not told.
+	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -318,6 +320,13 @@ func (x *VaultStatusResponse) GetStatus() *RepositoryStatus {
 		return x.Status
 	}
 	return nil
+}
+
+func (x *VaultStatusResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 // VaultGrantRequest lets a host do something. Grants live in memory; after a restart the manager gives them again.
@@ -2819,9 +2828,10 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x12VaultStatusRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
-	"repository\"J\n" +
+	"repository\"f\n" +
 	"\x13VaultStatusResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.drover.v1.RepositoryStatusR\x06status\"\xbd\x01\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.drover.v1.RepositoryStatusR\x06status\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xbd\x01\n" +
 	"\x11VaultGrantRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
