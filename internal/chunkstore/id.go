@@ -1,19 +1,16 @@
 package chunkstore
 
-import "encoding/hex"
+import (
+	"encoding/hex"
+
+	"drover/internal/chunkstore/pack"
+)
 
 // ID names a block or a page by its content: a keyed hash. The zero ID is a hole.
-type ID [32]byte
-
-func (id ID) String() string { return hex.EncodeToString(id[:]) }
-
-// Zero reports whether the ID is that of zeros.
-func (id ID) Zero() bool { return id == ID{} }
+type ID = pack.ID
 
 // PackID names a pack. It is random.
-type PackID [16]byte
-
-func (id PackID) String() string { return hex.EncodeToString(id[:]) }
+type PackID = pack.PackID
 
 // PointID names a restore point. It is random; a copy in another repository keeps it.
 type PointID [16]byte
