@@ -134,7 +134,7 @@ func changes[M any, T object, PM interface {
 
 // kinds are all kinds, in the order in which apply makes them.
 func kinds() []*kind {
-	return []*kind{siteKind(), hostKind(), profileKind(), networkKind(), datastoreKind(), imageKind(), userKind(), vmKind(), diskKind(), nicKind(), portKind(), snapshotKind(), taskKind(), tokenKind()}
+	return []*kind{siteKind(), hostKind(), profileKind(), networkKind(), datastoreKind(), imageKind(), userKind(), repositoryKind(), policyKind(), vmKind(), diskKind(), nicKind(), portKind(), snapshotKind(), pointKind(), taskKind(), tokenKind()}
 }
 
 // kindOf finds a kind by a name of it.

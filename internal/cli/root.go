@@ -85,6 +85,7 @@ on this machine over its socket, or to one that you logged in to.`,
 	add(groupRole, a.upCommand(), a.managerCommand(), a.hostCommand())
 	add(groupObject, a.vmCommand(), a.snapshotCommand(), a.siteCommand(), a.datastoreCommand(), a.networkCommand(),
 		a.profileCommand(), a.portCommand(), a.switchCommand(),
+		a.repositoryCommand(), a.backupCommand(), a.restoreCommand(), a.policyCommand(),
 		a.imageCommand(), a.taskCommand(), a.eventCommand(), a.metricsCommand())
 	add(groupMany, a.applyCommand(), a.getCommand(), a.deleteCommand(), a.topCommand())
 	add(groupPeople, a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.contextCommand(), a.userCommand(), a.tokenCommand(), a.auditCommand())

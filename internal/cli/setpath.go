@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // assignment is one "--set PATH=VALUE": a field below spec, by the names that files and the API use.
@@ -42,12 +43,25 @@ func (s assignment) assign(m proto.Message) error {
 		at.Set(fd, protoreflect.ValueOfList(list))
 		return nil
 	}
+	if isDuration(fd) {
+		d, err := unit.ParseSpan(s.value)
+		if err != nil {
+			return usage("--set %s=%s: %v", s.path, s.value, err)
+		}
+		at.Set(fd, protoreflect.ValueOfMessage(durationpb.New(d).ProtoReflect()))
+		return nil
+	}
 	v, err := scalarOf(fd, s.value)
 	if err != nil {
 		return usage("--set %s=%s: %v", s.path, s.value, err)
 	}
 	at.Set(fd, v)
 	return nil
+}
+
+// isDuration reports whether a field is a time span, which is written as one word.
+func isDuration(fd protoreflect.FieldDescriptor) bool {
+	return fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Duration"
 }
 
 // descend finds a field by its path and makes the messages on the way.
@@ -59,10 +73,10 @@ func descend(m protoreflect.Message, path string) (protoreflect.Message, protore
 			return nil, nil, fmt.Errorf("there is no field %q; there are %s", part, strings.Join(fieldNames(m.Descriptor()), ", "))
 		}
 		last := i == len(parts)-1
-		switch group := fd.Message() != nil && !fd.IsList() && !fd.IsMap(); {
+		switch group := fd.Message() != nil && !fd.IsList() && !fd.IsMap() && !isDuration(fd); {
 		case last && group:
 			return nil, nil, fmt.Errorf("%s is a group of fields: %s", path, strings.Join(fieldNames(fd.Message()), ", "))
-		case last && (fd.IsMap() || fd.Message() != nil):
+		case last && (fd.IsMap() || fd.Message() != nil && !isDuration(fd)):
 			return nil, nil, fmt.Errorf("%s is set in a file (drover apply)", path)
 		case last:
 			return m, fd, nil
@@ -92,6 +106,12 @@ func scalarOf(fd protoreflect.FieldDescriptor, s string) (protoreflect.Value, er
 	case protoreflect.EnumKind:
 		n, err := unit.ParseEnum(fd.Enum(), s)
 		return protoreflect.ValueOfEnum(n), err
+	case protoreflect.DoubleKind:
+		n, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			return protoreflect.Value{}, fmt.Errorf("%q is no number", s)
+		}
+		return protoreflect.ValueOfFloat64(n), nil
 	case protoreflect.Int32Kind:
 		n, err := strconv.ParseInt(s, 10, 32)
 		if err != nil {
@@ -111,7 +131,7 @@ func amount(field, s string) (int64, error) {
 		return n, nil
 	}
 	switch {
-	case strings.HasSuffix(field, "_bytes"):
+	case strings.HasSuffix(field, "_bytes"), field == "bandwidth_limit":
 		return unit.ParseSize(s)
 	case strings.HasSuffix(field, "_bps"):
 		for suffix, size := range map[string]float64{"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} {
@@ -132,7 +152,7 @@ func paths(d protoreflect.MessageDescriptor, prefix string) []string {
 		name := prefix + string(fd.Name())
 		switch {
 		case fd.IsMap(), fd.IsList() && fd.Message() != nil:
-		case fd.Message() != nil:
+		case fd.Message() != nil && !isDuration(fd):
 			out = append(out, paths(fd.Message(), name+".")...)
 		default:
 			out = append(out, name)

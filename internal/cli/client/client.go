@@ -19,24 +19,28 @@ import (
 type Client struct {
 	Target Target
 
-	VM        droverv1connect.VMServiceClient
-	Disk      droverv1connect.DiskServiceClient
-	NIC       droverv1connect.NICServiceClient
-	Snapshot  droverv1connect.SnapshotServiceClient
-	Site      droverv1connect.SiteServiceClient
-	Host      droverv1connect.HostServiceClient
-	Datastore droverv1connect.DatastoreServiceClient
-	Network   droverv1connect.NetworkServiceClient
-	Profile   droverv1connect.PortProfileServiceClient
-	Port      droverv1connect.PortServiceClient
-	Switch    droverv1connect.SwitchServiceClient
-	Image     droverv1connect.ImageServiceClient
-	Task      droverv1connect.TaskServiceClient
-	Event     droverv1connect.EventServiceClient
-	Audit     droverv1connect.AuditServiceClient
-	Metric    droverv1connect.MetricServiceClient
-	Auth      droverv1connect.AuthServiceClient
-	Manager   droverv1connect.ManagerServiceClient
+	VM         droverv1connect.VMServiceClient
+	Disk       droverv1connect.DiskServiceClient
+	NIC        droverv1connect.NICServiceClient
+	Snapshot   droverv1connect.SnapshotServiceClient
+	Site       droverv1connect.SiteServiceClient
+	Host       droverv1connect.HostServiceClient
+	Datastore  droverv1connect.DatastoreServiceClient
+	Network    droverv1connect.NetworkServiceClient
+	Profile    droverv1connect.PortProfileServiceClient
+	Port       droverv1connect.PortServiceClient
+	Switch     droverv1connect.SwitchServiceClient
+	Repository droverv1connect.RepositoryServiceClient
+	Backup     droverv1connect.BackupServiceClient
+	Policy     droverv1connect.BackupPolicyServiceClient
+	Protection droverv1connect.ProtectionServiceClient
+	Image      droverv1connect.ImageServiceClient
+	Task       droverv1connect.TaskServiceClient
+	Event      droverv1connect.EventServiceClient
+	Audit      droverv1connect.AuditServiceClient
+	Metric     droverv1connect.MetricServiceClient
+	Auth       droverv1connect.AuthServiceClient
+	Manager    droverv1connect.ManagerServiceClient
 
 	// HTTP and Base are for what is not an RPC: uploads, metrics.
 	HTTP *http.Client
@@ -76,6 +80,10 @@ func New(t Target) (*Client, error) {
 	c.Profile = droverv1connect.NewPortProfileServiceClient(c.HTTP, c.Base, opts)
 	c.Port = droverv1connect.NewPortServiceClient(c.HTTP, c.Base, opts)
 	c.Switch = droverv1connect.NewSwitchServiceClient(c.HTTP, c.Base, opts)
+	c.Repository = droverv1connect.NewRepositoryServiceClient(c.HTTP, c.Base, opts)
+	c.Backup = droverv1connect.NewBackupServiceClient(c.HTTP, c.Base, opts)
+	c.Policy = droverv1connect.NewBackupPolicyServiceClient(c.HTTP, c.Base, opts)
+	c.Protection = droverv1connect.NewProtectionServiceClient(c.HTTP, c.Base, opts)
 	c.Image = droverv1connect.NewImageServiceClient(c.HTTP, c.Base, opts)
 	c.Task = droverv1connect.NewTaskServiceClient(c.HTTP, c.Base, opts)
 	c.Event = droverv1connect.NewEventServiceClient(c.HTTP, c.Base, opts)

@@ -2,6 +2,7 @@ package unit
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,4 +90,23 @@ func ParseEnum(d protoreflect.EnumDescriptor, s string) (protoreflect.EnumNumber
 		}
 	}
 	return 0, fmt.Errorf("%q is none of %s", s, strings.Join(Words(d), ", "))
+}
+
+// ParseSpan reads a length of time: as Go writes it ("1h30m"), or with days and weeks ("7d", "2w").
+func ParseSpan(s string) (time.Duration, error) {
+	text := strings.TrimSpace(s)
+	for suffix, day := range map[string]float64{"d": 1, "w": 7} {
+		if number, ok := strings.CutSuffix(text, suffix); ok {
+			n, err := strconv.ParseFloat(number, 64)
+			if err != nil || n < 0 || n > 36500 {
+				return 0, fmt.Errorf("%q is no length of time; write 90m, 36h, 7d or 2w", s)
+			}
+			return time.Duration(n * day * 24 * float64(time.Hour)), nil
+		}
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is no length of time; write 90m, 36h, 7d or 2w", s)
+	}
+	return d, nil
 }
