@@ -220,12 +220,18 @@ func (d *Dir) hold(root vfs.Root) (*holder, error) {
 	if err := root.Mkdir(tmpDir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, d.fail("make", tmpDir, err)
 	}
-	var id [8]byte
-	rand.Read(id[:])
-	h = &holder{id: hex.EncodeToString(id[:])}
-	var err error
-	if h.lock, err = root.Lock(tmpDir + "/" + h.id); err != nil {
-		return nil, d.fail("lock", tmpDir, err)
+	for {
+		var id [8]byte
+		rand.Read(id[:])
+		h = &holder{id: hex.EncodeToString(id[:])}
+		var err error
+		h.lock, err = root.Lock(tmpDir + "/" + h.id)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, vfs.ErrLocked) { // else one who sweeps was quicker to lock what was just made
+			return nil, d.fail("lock", tmpDir, err)
+		}
 	}
 	d.mu.Lock()
 	if other := d.holder; other != nil {

@@ -104,7 +104,7 @@ func write(w io.Writer, p []byte, seed uint64) error {
 		}
 		buf = append(buf[:0], p[:n]...)
 		if k, err := w.Write(buf); err != nil || k != n {
-			return fmt.Errorf("Write of %d bytes: %d, %w", n, k, err)
+			return fmt.Errorf("wrote %d bytes: %d, %w", n, k, err)
 		}
 		p = p[n:]
 	}
