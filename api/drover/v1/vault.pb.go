@@ -342,7 +342,9 @@ type VaultGrantRequest struct {
 	Write bool   `protobuf:"varint,5,opt,name=write,proto3" json:"write,omitempty"`
 	Read  bool   `protobuf:"varint,6,opt,name=read,proto3" json:"read,omitempty"`
 	// Take it back.
-	Revoke        bool `protobuf:"varint,7,opt,name=revoke,proto3" json:"revoke,omitempty"`
+	Revoke bool `protobuf:"varint,7,opt,name=revoke,proto3" json:"revoke,omitempty"`
+	// The only id that a point may be committed with; empty: any.
+	Point         string `protobuf:"bytes,8,opt,name=point,proto3" json:"point,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +426,13 @@ func (x *VaultGrantRequest) GetRevoke() bool {
 		return x.Revoke
 	}
 	return false
+}
+
+func (x *VaultGrantRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
 }
 
 type VaultGrantResponse struct {
@@ -1415,7 +1424,9 @@ func (x *VaultBeginRequest) GetPins() []string {
 type VaultBeginResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Secret, good until End, or until nobody has asked for an hour.
-	Session       string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Session string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Key of proofs, 32 bytes.
+	Challenge     []byte `protobuf:"bytes,2,opt,name=challenge,proto3" json:"challenge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1455,6 +1466,13 @@ func (x *VaultBeginResponse) GetSession() string {
 		return x.Session
 	}
 	return ""
+}
+
+func (x *VaultBeginResponse) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
 }
 
 type VaultDiskRequest struct {
@@ -1779,7 +1797,9 @@ func (x *VaultOfferRequest) GetZeros() []int64 {
 type VaultOfferResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Indices into blocks of those to send.
-	Missing       []int32 `protobuf:"varint,1,rep,packed,name=missing,proto3" json:"missing,omitempty"`
+	Missing []int32 `protobuf:"varint,1,rep,packed,name=missing,proto3" json:"missing,omitempty"`
+	// And of those to prove, or to send.
+	Prove         []int32 `protobuf:"varint,2,rep,packed,name=prove,proto3" json:"prove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1821,6 +1841,136 @@ func (x *VaultOfferResponse) GetMissing() []int32 {
 	return nil
 }
 
+func (x *VaultOfferResponse) GetProve() []int32 {
+	if x != nil {
+		return x.Prove
+	}
+	return nil
+}
+
+type VaultProveRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Disk    int32                  `protobuf:"varint,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	Blocks  []int64                `protobuf:"varint,3,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`
+	// 32 bytes each.
+	Ids []byte `protobuf:"bytes,4,opt,name=ids,proto3" json:"ids,omitempty"`
+	// For each block its hash, made as its id is but with the challenge as key: 32 bytes.
+	Proofs        []byte `protobuf:"bytes,5,opt,name=proofs,proto3" json:"proofs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VaultProveRequest) Reset() {
+	*x = VaultProveRequest{}
+	mi := &file_drover_v1_vault_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VaultProveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VaultProveRequest) ProtoMessage() {}
+
+func (x *VaultProveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_vault_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VaultProveRequest.ProtoReflect.Descriptor instead.
+func (*VaultProveRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *VaultProveRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *VaultProveRequest) GetDisk() int32 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+func (x *VaultProveRequest) GetBlocks() []int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *VaultProveRequest) GetIds() []byte {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *VaultProveRequest) GetProofs() []byte {
+	if x != nil {
+		return x.Proofs
+	}
+	return nil
+}
+
+type VaultProveResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Indices into blocks of those to send after all.
+	Missing       []int32 `protobuf:"varint,1,rep,packed,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VaultProveResponse) Reset() {
+	*x = VaultProveResponse{}
+	mi := &file_drover_v1_vault_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VaultProveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VaultProveResponse) ProtoMessage() {}
+
+func (x *VaultProveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_vault_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VaultProveResponse.ProtoReflect.Descriptor instead.
+func (*VaultProveResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *VaultProveResponse) GetMissing() []int32 {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
 type VaultBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Block int64                  `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
@@ -1835,7 +1985,7 @@ type VaultBlock struct {
 
 func (x *VaultBlock) Reset() {
 	*x = VaultBlock{}
-	mi := &file_drover_v1_vault_proto_msgTypes[30]
+	mi := &file_drover_v1_vault_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1997,7 @@ func (x *VaultBlock) String() string {
 func (*VaultBlock) ProtoMessage() {}
 
 func (x *VaultBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[30]
+	mi := &file_drover_v1_vault_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2010,7 @@ func (x *VaultBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultBlock.ProtoReflect.Descriptor instead.
 func (*VaultBlock) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VaultBlock) GetBlock() int64 {
@@ -1909,7 +2059,7 @@ type VaultSendRequest struct {
 
 func (x *VaultSendRequest) Reset() {
 	*x = VaultSendRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[31]
+	mi := &file_drover_v1_vault_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2071,7 @@ func (x *VaultSendRequest) String() string {
 func (*VaultSendRequest) ProtoMessage() {}
 
 func (x *VaultSendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[31]
+	mi := &file_drover_v1_vault_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2084,7 @@ func (x *VaultSendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultSendRequest.ProtoReflect.Descriptor instead.
 func (*VaultSendRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VaultSendRequest) GetSession() string {
@@ -1966,7 +2116,7 @@ type VaultSendResponse struct {
 
 func (x *VaultSendResponse) Reset() {
 	*x = VaultSendResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[32]
+	mi := &file_drover_v1_vault_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2128,7 @@ func (x *VaultSendResponse) String() string {
 func (*VaultSendResponse) ProtoMessage() {}
 
 func (x *VaultSendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[32]
+	mi := &file_drover_v1_vault_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2141,7 @@ func (x *VaultSendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultSendResponse.ProtoReflect.Descriptor instead.
 func (*VaultSendResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{34}
 }
 
 type VaultFinishRequest struct {
@@ -2004,7 +2154,7 @@ type VaultFinishRequest struct {
 
 func (x *VaultFinishRequest) Reset() {
 	*x = VaultFinishRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[33]
+	mi := &file_drover_v1_vault_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2166,7 @@ func (x *VaultFinishRequest) String() string {
 func (*VaultFinishRequest) ProtoMessage() {}
 
 func (x *VaultFinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[33]
+	mi := &file_drover_v1_vault_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2179,7 @@ func (x *VaultFinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultFinishRequest.ProtoReflect.Descriptor instead.
 func (*VaultFinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VaultFinishRequest) GetSession() string {
@@ -2057,7 +2207,7 @@ type VaultFinishResponse struct {
 
 func (x *VaultFinishResponse) Reset() {
 	*x = VaultFinishResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[34]
+	mi := &file_drover_v1_vault_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2219,7 @@ func (x *VaultFinishResponse) String() string {
 func (*VaultFinishResponse) ProtoMessage() {}
 
 func (x *VaultFinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[34]
+	mi := &file_drover_v1_vault_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2232,7 @@ func (x *VaultFinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultFinishResponse.ProtoReflect.Descriptor instead.
 func (*VaultFinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VaultFinishResponse) GetRead() int64 {
@@ -2117,7 +2267,7 @@ type VaultCommitRequest struct {
 
 func (x *VaultCommitRequest) Reset() {
 	*x = VaultCommitRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[35]
+	mi := &file_drover_v1_vault_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2279,7 @@ func (x *VaultCommitRequest) String() string {
 func (*VaultCommitRequest) ProtoMessage() {}
 
 func (x *VaultCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[35]
+	mi := &file_drover_v1_vault_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2292,7 @@ func (x *VaultCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultCommitRequest.ProtoReflect.Descriptor instead.
 func (*VaultCommitRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VaultCommitRequest) GetSession() string {
@@ -2168,7 +2318,7 @@ type VaultCommitResponse struct {
 
 func (x *VaultCommitResponse) Reset() {
 	*x = VaultCommitResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[36]
+	mi := &file_drover_v1_vault_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2330,7 @@ func (x *VaultCommitResponse) String() string {
 func (*VaultCommitResponse) ProtoMessage() {}
 
 func (x *VaultCommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[36]
+	mi := &file_drover_v1_vault_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2343,7 @@ func (x *VaultCommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultCommitResponse.ProtoReflect.Descriptor instead.
 func (*VaultCommitResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *VaultCommitResponse) GetPoint() []byte {
@@ -2212,7 +2362,7 @@ type VaultEndRequest struct {
 
 func (x *VaultEndRequest) Reset() {
 	*x = VaultEndRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[37]
+	mi := &file_drover_v1_vault_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2374,7 @@ func (x *VaultEndRequest) String() string {
 func (*VaultEndRequest) ProtoMessage() {}
 
 func (x *VaultEndRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[37]
+	mi := &file_drover_v1_vault_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2387,7 @@ func (x *VaultEndRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultEndRequest.ProtoReflect.Descriptor instead.
 func (*VaultEndRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *VaultEndRequest) GetSession() string {
@@ -2255,7 +2405,7 @@ type VaultEndResponse struct {
 
 func (x *VaultEndResponse) Reset() {
 	*x = VaultEndResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[38]
+	mi := &file_drover_v1_vault_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2417,7 @@ func (x *VaultEndResponse) String() string {
 func (*VaultEndResponse) ProtoMessage() {}
 
 func (x *VaultEndResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[38]
+	mi := &file_drover_v1_vault_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2430,7 @@ func (x *VaultEndResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultEndResponse.ProtoReflect.Descriptor instead.
 func (*VaultEndResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{40}
 }
 
 type VaultOpenPointRequest struct {
@@ -2294,7 +2444,7 @@ type VaultOpenPointRequest struct {
 
 func (x *VaultOpenPointRequest) Reset() {
 	*x = VaultOpenPointRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[39]
+	mi := &file_drover_v1_vault_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2456,7 @@ func (x *VaultOpenPointRequest) String() string {
 func (*VaultOpenPointRequest) ProtoMessage() {}
 
 func (x *VaultOpenPointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[39]
+	mi := &file_drover_v1_vault_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2469,7 @@ func (x *VaultOpenPointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultOpenPointRequest.ProtoReflect.Descriptor instead.
 func (*VaultOpenPointRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *VaultOpenPointRequest) GetRepository() string {
@@ -2344,16 +2494,18 @@ func (x *VaultOpenPointRequest) GetPoint() string {
 }
 
 type VaultOpenPointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Point         []byte                 `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Point   []byte                 `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	// What Keep put beside it.
+	Files         map[string][]byte `protobuf:"bytes,3,rep,name=files,proto3" json:"files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VaultOpenPointResponse) Reset() {
 	*x = VaultOpenPointResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[40]
+	mi := &file_drover_v1_vault_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2517,7 @@ func (x *VaultOpenPointResponse) String() string {
 func (*VaultOpenPointResponse) ProtoMessage() {}
 
 func (x *VaultOpenPointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[40]
+	mi := &file_drover_v1_vault_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2530,7 @@ func (x *VaultOpenPointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultOpenPointResponse.ProtoReflect.Descriptor instead.
 func (*VaultOpenPointResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *VaultOpenPointResponse) GetSession() string {
@@ -2395,6 +2547,13 @@ func (x *VaultOpenPointResponse) GetPoint() []byte {
 	return nil
 }
 
+func (x *VaultOpenPointResponse) GetFiles() map[string][]byte {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
 type VaultExtentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -2407,7 +2566,7 @@ type VaultExtentsRequest struct {
 
 func (x *VaultExtentsRequest) Reset() {
 	*x = VaultExtentsRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	mi := &file_drover_v1_vault_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2578,7 @@ func (x *VaultExtentsRequest) String() string {
 func (*VaultExtentsRequest) ProtoMessage() {}
 
 func (x *VaultExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	mi := &file_drover_v1_vault_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2591,7 @@ func (x *VaultExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtentsRequest.ProtoReflect.Descriptor instead.
 func (*VaultExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VaultExtentsRequest) GetSession() string {
@@ -2464,18 +2623,21 @@ func (x *VaultExtentsRequest) GetLength() int64 {
 }
 
 type VaultChangedRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
-	SincePoint    string                 `protobuf:"bytes,3,opt,name=since_point,json=sincePoint,proto3" json:"since_point,omitempty"`
-	SinceDisk     string                 `protobuf:"bytes,4,opt,name=since_disk,json=sinceDisk,proto3" json:"since_disk,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Session    string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Disk       string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	SincePoint string                 `protobuf:"bytes,3,opt,name=since_point,json=sincePoint,proto3" json:"since_point,omitempty"`
+	SinceDisk  string                 `protobuf:"bytes,4,opt,name=since_disk,json=sinceDisk,proto3" json:"since_disk,omitempty"`
+	// The part that is asked for; length 0: all from offset on.
+	Offset        int64 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VaultChangedRequest) Reset() {
 	*x = VaultChangedRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	mi := &file_drover_v1_vault_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2649,7 @@ func (x *VaultChangedRequest) String() string {
 func (*VaultChangedRequest) ProtoMessage() {}
 
 func (x *VaultChangedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	mi := &file_drover_v1_vault_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2662,7 @@ func (x *VaultChangedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultChangedRequest.ProtoReflect.Descriptor instead.
 func (*VaultChangedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VaultChangedRequest) GetSession() string {
@@ -2531,6 +2693,20 @@ func (x *VaultChangedRequest) GetSinceDisk() string {
 	return ""
 }
 
+func (x *VaultChangedRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *VaultChangedRequest) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type VaultExtent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
@@ -2542,7 +2718,7 @@ type VaultExtent struct {
 
 func (x *VaultExtent) Reset() {
 	*x = VaultExtent{}
-	mi := &file_drover_v1_vault_proto_msgTypes[43]
+	mi := &file_drover_v1_vault_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2730,7 @@ func (x *VaultExtent) String() string {
 func (*VaultExtent) ProtoMessage() {}
 
 func (x *VaultExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[43]
+	mi := &file_drover_v1_vault_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2743,7 @@ func (x *VaultExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtent.ProtoReflect.Descriptor instead.
 func (*VaultExtent) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *VaultExtent) GetOffset() int64 {
@@ -2600,7 +2776,7 @@ type VaultExtentsResponse struct {
 
 func (x *VaultExtentsResponse) Reset() {
 	*x = VaultExtentsResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[44]
+	mi := &file_drover_v1_vault_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2788,7 @@ func (x *VaultExtentsResponse) String() string {
 func (*VaultExtentsResponse) ProtoMessage() {}
 
 func (x *VaultExtentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[44]
+	mi := &file_drover_v1_vault_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2801,7 @@ func (x *VaultExtentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtentsResponse.ProtoReflect.Descriptor instead.
 func (*VaultExtentsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *VaultExtentsResponse) GetExtents() []*VaultExtent {
@@ -2639,7 +2815,7 @@ type VaultBlocksRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Disk    string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
-	// First, count, first, count, …; at most 1,024 blocks.
+	// First, count, first, count, …; at most 1,024 blocks and 8 MiB.
 	Runs          []int64 `protobuf:"varint,3,rep,packed,name=runs,proto3" json:"runs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2647,7 +2823,7 @@ type VaultBlocksRequest struct {
 
 func (x *VaultBlocksRequest) Reset() {
 	*x = VaultBlocksRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[45]
+	mi := &file_drover_v1_vault_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2835,7 @@ func (x *VaultBlocksRequest) String() string {
 func (*VaultBlocksRequest) ProtoMessage() {}
 
 func (x *VaultBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[45]
+	mi := &file_drover_v1_vault_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +2848,7 @@ func (x *VaultBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultBlocksRequest.ProtoReflect.Descriptor instead.
 func (*VaultBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VaultBlocksRequest) GetSession() string {
@@ -2706,7 +2882,7 @@ type VaultBlocksResponse struct {
 
 func (x *VaultBlocksResponse) Reset() {
 	*x = VaultBlocksResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[46]
+	mi := &file_drover_v1_vault_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2894,7 @@ func (x *VaultBlocksResponse) String() string {
 func (*VaultBlocksResponse) ProtoMessage() {}
 
 func (x *VaultBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[46]
+	mi := &file_drover_v1_vault_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2907,7 @@ func (x *VaultBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultBlocksResponse.ProtoReflect.Descriptor instead.
 func (*VaultBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *VaultBlocksResponse) GetBlocks() []*VaultBlock {
@@ -2753,7 +2929,7 @@ type VaultTarget struct {
 
 func (x *VaultTarget) Reset() {
 	*x = VaultTarget{}
-	mi := &file_drover_v1_vault_proto_msgTypes[47]
+	mi := &file_drover_v1_vault_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +2941,7 @@ func (x *VaultTarget) String() string {
 func (*VaultTarget) ProtoMessage() {}
 
 func (x *VaultTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[47]
+	mi := &file_drover_v1_vault_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +2954,7 @@ func (x *VaultTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultTarget.ProtoReflect.Descriptor instead.
 func (*VaultTarget) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *VaultTarget) GetVault() *VaultAddress {
@@ -2831,7 +3007,7 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"repository\"f\n" +
 	"\x13VaultStatusResponse\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.drover.v1.RepositoryStatusR\x06status\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xbd\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd3\x01\n" +
 	"\x11VaultGrantRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
@@ -2841,7 +3017,8 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x06vm_uid\x18\x04 \x01(\tR\x05vmUid\x12\x14\n" +
 	"\x05write\x18\x05 \x01(\bR\x05write\x12\x12\n" +
 	"\x04read\x18\x06 \x01(\bR\x04read\x12\x16\n" +
-	"\x06revoke\x18\a \x01(\bR\x06revoke\"\x14\n" +
+	"\x06revoke\x18\a \x01(\bR\x06revoke\x12\x14\n" +
+	"\x05point\x18\b \x01(\tR\x05point\"\x14\n" +
 	"\x12VaultGrantResponse\"d\n" +
 	"\x12VaultForgetRequest\x12\x1e\n" +
 	"\n" +
@@ -2938,9 +3115,10 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05grant\x18\x02 \x01(\tR\x05grant\x12\x18\n" +
 	"\apurpose\x18\x03 \x01(\tR\apurpose\x12\x15\n" +
 	"\x06vm_uid\x18\x04 \x01(\tR\x05vmUid\x12\x12\n" +
-	"\x04pins\x18\x05 \x03(\tR\x04pins\".\n" +
+	"\x04pins\x18\x05 \x03(\tR\x04pins\"L\n" +
 	"\x12VaultBeginResponse\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\xba\x01\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x1c\n" +
+	"\tchallenge\x18\x02 \x01(\fR\tchallenge\"\xba\x01\n" +
 	"\x10VaultDiskRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2963,8 +3141,17 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x04disk\x18\x02 \x01(\x05R\x04disk\x12\x16\n" +
 	"\x06blocks\x18\x03 \x03(\x03R\x06blocks\x12\x10\n" +
 	"\x03ids\x18\x04 \x01(\fR\x03ids\x12\x14\n" +
-	"\x05zeros\x18\x05 \x03(\x03R\x05zeros\".\n" +
+	"\x05zeros\x18\x05 \x03(\x03R\x05zeros\"D\n" +
 	"\x12VaultOfferResponse\x12\x18\n" +
+	"\amissing\x18\x01 \x03(\x05R\amissing\x12\x14\n" +
+	"\x05prove\x18\x02 \x03(\x05R\x05prove\"\x83\x01\n" +
+	"\x11VaultProveRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\x05R\x04disk\x12\x16\n" +
+	"\x06blocks\x18\x03 \x03(\x03R\x06blocks\x12\x10\n" +
+	"\x03ids\x18\x04 \x01(\fR\x03ids\x12\x16\n" +
+	"\x06proofs\x18\x05 \x01(\fR\x06proofs\".\n" +
+	"\x12VaultProveResponse\x12\x18\n" +
 	"\amissing\x18\x01 \x03(\x05R\amissing\"{\n" +
 	"\n" +
 	"VaultBlock\x12\x14\n" +
@@ -2999,22 +3186,29 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x14\n" +
 	"\x05grant\x18\x02 \x01(\tR\x05grant\x12\x14\n" +
-	"\x05point\x18\x03 \x01(\tR\x05point\"H\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\"\xc6\x01\n" +
 	"\x16VaultOpenPointResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
-	"\x05point\x18\x02 \x01(\fR\x05point\"s\n" +
+	"\x05point\x18\x02 \x01(\fR\x05point\x12B\n" +
+	"\x05files\x18\x03 \x03(\v2,.drover.v1.VaultOpenPointResponse.FilesEntryR\x05files\x1a8\n" +
+	"\n" +
+	"FilesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"s\n" +
 	"\x13VaultExtentsRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\x03R\x06length\"\x83\x01\n" +
+	"\x06length\x18\x04 \x01(\x03R\x06length\"\xb3\x01\n" +
 	"\x13VaultChangedRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x1f\n" +
 	"\vsince_point\x18\x03 \x01(\tR\n" +
 	"sincePoint\x12\x1d\n" +
 	"\n" +
-	"since_disk\x18\x04 \x01(\tR\tsinceDisk\"Q\n" +
+	"since_disk\x18\x04 \x01(\tR\tsinceDisk\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x03R\x06length\"Q\n" +
 	"\vVaultExtent\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x03R\x06length\x12\x12\n" +
@@ -3031,7 +3225,7 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05vault\x18\x01 \x01(\v2\x17.drover.v1.VaultAddressR\x05vault\x12'\n" +
 	"\x0fbandwidth_limit\x18\x02 \x01(\x03R\x0ebandwidthLimit\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2\xad\r\n" +
+	"expireTime2\xf3\r\n" +
 	"\fVaultService\x12A\n" +
 	"\x04Open\x12\x1b.drover.v1.VaultOpenRequest\x1a\x1c.drover.v1.VaultOpenResponse\x12D\n" +
 	"\x05Close\x12\x1c.drover.v1.VaultCloseRequest\x1a\x1d.drover.v1.VaultCloseResponse\x12G\n" +
@@ -3048,7 +3242,8 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05Begin\x12\x1c.drover.v1.VaultBeginRequest\x1a\x1d.drover.v1.VaultBeginResponse\x12A\n" +
 	"\x04Disk\x12\x1b.drover.v1.VaultDiskRequest\x1a\x1c.drover.v1.VaultDiskResponse\x12G\n" +
 	"\x06Parent\x12\x1d.drover.v1.VaultParentRequest\x1a\x1e.drover.v1.VaultParentResponse\x12D\n" +
-	"\x05Offer\x12\x1c.drover.v1.VaultOfferRequest\x1a\x1d.drover.v1.VaultOfferResponse\x12A\n" +
+	"\x05Offer\x12\x1c.drover.v1.VaultOfferRequest\x1a\x1d.drover.v1.VaultOfferResponse\x12D\n" +
+	"\x05Prove\x12\x1c.drover.v1.VaultProveRequest\x1a\x1d.drover.v1.VaultProveResponse\x12A\n" +
 	"\x04Send\x12\x1b.drover.v1.VaultSendRequest\x1a\x1c.drover.v1.VaultSendResponse\x12G\n" +
 	"\x06Finish\x12\x1d.drover.v1.VaultFinishRequest\x1a\x1e.drover.v1.VaultFinishResponse\x12G\n" +
 	"\x06Commit\x12\x1d.drover.v1.VaultCommitRequest\x1a\x1e.drover.v1.VaultCommitResponse\x12>\n" +
@@ -3070,7 +3265,7 @@ func file_drover_v1_vault_proto_rawDescGZIP() []byte {
 	return file_drover_v1_vault_proto_rawDescData
 }
 
-var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultOpenRequest)(nil),       // 0: drover.v1.VaultOpenRequest
 	(*VaultOpenResponse)(nil),      // 1: drover.v1.VaultOpenResponse
@@ -3102,98 +3297,104 @@ var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultParentResponse)(nil),    // 27: drover.v1.VaultParentResponse
 	(*VaultOfferRequest)(nil),      // 28: drover.v1.VaultOfferRequest
 	(*VaultOfferResponse)(nil),     // 29: drover.v1.VaultOfferResponse
-	(*VaultBlock)(nil),             // 30: drover.v1.VaultBlock
-	(*VaultSendRequest)(nil),       // 31: drover.v1.VaultSendRequest
-	(*VaultSendResponse)(nil),      // 32: drover.v1.VaultSendResponse
-	(*VaultFinishRequest)(nil),     // 33: drover.v1.VaultFinishRequest
-	(*VaultFinishResponse)(nil),    // 34: drover.v1.VaultFinishResponse
-	(*VaultCommitRequest)(nil),     // 35: drover.v1.VaultCommitRequest
-	(*VaultCommitResponse)(nil),    // 36: drover.v1.VaultCommitResponse
-	(*VaultEndRequest)(nil),        // 37: drover.v1.VaultEndRequest
-	(*VaultEndResponse)(nil),       // 38: drover.v1.VaultEndResponse
-	(*VaultOpenPointRequest)(nil),  // 39: drover.v1.VaultOpenPointRequest
-	(*VaultOpenPointResponse)(nil), // 40: drover.v1.VaultOpenPointResponse
-	(*VaultExtentsRequest)(nil),    // 41: drover.v1.VaultExtentsRequest
-	(*VaultChangedRequest)(nil),    // 42: drover.v1.VaultChangedRequest
-	(*VaultExtent)(nil),            // 43: drover.v1.VaultExtent
-	(*VaultExtentsResponse)(nil),   // 44: drover.v1.VaultExtentsResponse
-	(*VaultBlocksRequest)(nil),     // 45: drover.v1.VaultBlocksRequest
-	(*VaultBlocksResponse)(nil),    // 46: drover.v1.VaultBlocksResponse
-	(*VaultTarget)(nil),            // 47: drover.v1.VaultTarget
-	nil,                            // 48: drover.v1.VaultKeepRequest.LabelsEntry
-	nil,                            // 49: drover.v1.VaultKeepRequest.FilesEntry
-	nil,                            // 50: drover.v1.VaultProgress.AffectedEntry
-	(*RepositorySpec)(nil),         // 51: drover.v1.RepositorySpec
-	(*RepositoryStatus)(nil),       // 52: drover.v1.RepositoryStatus
-	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
+	(*VaultProveRequest)(nil),      // 30: drover.v1.VaultProveRequest
+	(*VaultProveResponse)(nil),     // 31: drover.v1.VaultProveResponse
+	(*VaultBlock)(nil),             // 32: drover.v1.VaultBlock
+	(*VaultSendRequest)(nil),       // 33: drover.v1.VaultSendRequest
+	(*VaultSendResponse)(nil),      // 34: drover.v1.VaultSendResponse
+	(*VaultFinishRequest)(nil),     // 35: drover.v1.VaultFinishRequest
+	(*VaultFinishResponse)(nil),    // 36: drover.v1.VaultFinishResponse
+	(*VaultCommitRequest)(nil),     // 37: drover.v1.VaultCommitRequest
+	(*VaultCommitResponse)(nil),    // 38: drover.v1.VaultCommitResponse
+	(*VaultEndRequest)(nil),        // 39: drover.v1.VaultEndRequest
+	(*VaultEndResponse)(nil),       // 40: drover.v1.VaultEndResponse
+	(*VaultOpenPointRequest)(nil),  // 41: drover.v1.VaultOpenPointRequest
+	(*VaultOpenPointResponse)(nil), // 42: drover.v1.VaultOpenPointResponse
+	(*VaultExtentsRequest)(nil),    // 43: drover.v1.VaultExtentsRequest
+	(*VaultChangedRequest)(nil),    // 44: drover.v1.VaultChangedRequest
+	(*VaultExtent)(nil),            // 45: drover.v1.VaultExtent
+	(*VaultExtentsResponse)(nil),   // 46: drover.v1.VaultExtentsResponse
+	(*VaultBlocksRequest)(nil),     // 47: drover.v1.VaultBlocksRequest
+	(*VaultBlocksResponse)(nil),    // 48: drover.v1.VaultBlocksResponse
+	(*VaultTarget)(nil),            // 49: drover.v1.VaultTarget
+	nil,                            // 50: drover.v1.VaultKeepRequest.LabelsEntry
+	nil,                            // 51: drover.v1.VaultKeepRequest.FilesEntry
+	nil,                            // 52: drover.v1.VaultProgress.AffectedEntry
+	nil,                            // 53: drover.v1.VaultOpenPointResponse.FilesEntry
+	(*RepositorySpec)(nil),         // 54: drover.v1.RepositorySpec
+	(*RepositoryStatus)(nil),       // 55: drover.v1.RepositoryStatus
+	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
 }
 var file_drover_v1_vault_proto_depIdxs = []int32{
-	51, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
-	52, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
-	52, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
-	48, // 3: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
-	49, // 4: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
+	54, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
+	55, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
+	55, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
+	50, // 3: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
+	51, // 4: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
 	15, // 5: drover.v1.VaultWorkRequest.mirrors:type_name -> drover.v1.VaultAddress
 	15, // 6: drover.v1.VaultCopyRequest.from:type_name -> drover.v1.VaultAddress
-	50, // 7: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
-	30, // 8: drover.v1.VaultSendRequest.blocks:type_name -> drover.v1.VaultBlock
-	43, // 9: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
-	30, // 10: drover.v1.VaultBlocksResponse.blocks:type_name -> drover.v1.VaultBlock
-	15, // 11: drover.v1.VaultTarget.vault:type_name -> drover.v1.VaultAddress
-	53, // 12: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 13: drover.v1.VaultService.Open:input_type -> drover.v1.VaultOpenRequest
-	2,  // 14: drover.v1.VaultService.Close:input_type -> drover.v1.VaultCloseRequest
-	4,  // 15: drover.v1.VaultService.Status:input_type -> drover.v1.VaultStatusRequest
-	6,  // 16: drover.v1.VaultService.Grant:input_type -> drover.v1.VaultGrantRequest
-	8,  // 17: drover.v1.VaultService.Forget:input_type -> drover.v1.VaultForgetRequest
-	10, // 18: drover.v1.VaultService.Keep:input_type -> drover.v1.VaultKeepRequest
-	12, // 19: drover.v1.VaultService.Rekey:input_type -> drover.v1.VaultRekeyRequest
-	14, // 20: drover.v1.VaultService.Collect:input_type -> drover.v1.VaultWorkRequest
-	14, // 21: drover.v1.VaultService.Scrub:input_type -> drover.v1.VaultWorkRequest
-	16, // 22: drover.v1.VaultService.Copy:input_type -> drover.v1.VaultCopyRequest
-	18, // 23: drover.v1.VaultService.Info:input_type -> drover.v1.VaultInfoRequest
-	20, // 24: drover.v1.VaultService.Points:input_type -> drover.v1.VaultPointsRequest
-	22, // 25: drover.v1.VaultService.Begin:input_type -> drover.v1.VaultBeginRequest
-	24, // 26: drover.v1.VaultService.Disk:input_type -> drover.v1.VaultDiskRequest
-	26, // 27: drover.v1.VaultService.Parent:input_type -> drover.v1.VaultParentRequest
-	28, // 28: drover.v1.VaultService.Offer:input_type -> drover.v1.VaultOfferRequest
-	31, // 29: drover.v1.VaultService.Send:input_type -> drover.v1.VaultSendRequest
-	33, // 30: drover.v1.VaultService.Finish:input_type -> drover.v1.VaultFinishRequest
-	35, // 31: drover.v1.VaultService.Commit:input_type -> drover.v1.VaultCommitRequest
-	37, // 32: drover.v1.VaultService.End:input_type -> drover.v1.VaultEndRequest
-	39, // 33: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
-	41, // 34: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
-	42, // 35: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
-	45, // 36: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
-	1,  // 37: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
-	3,  // 38: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
-	5,  // 39: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
-	7,  // 40: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
-	9,  // 41: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
-	11, // 42: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
-	13, // 43: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
-	17, // 44: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
-	17, // 45: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
-	17, // 46: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
-	19, // 47: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
-	21, // 48: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
-	23, // 49: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
-	25, // 50: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
-	27, // 51: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
-	29, // 52: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
-	32, // 53: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
-	34, // 54: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
-	36, // 55: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
-	38, // 56: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
-	40, // 57: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
-	44, // 58: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
-	44, // 59: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
-	46, // 60: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
-	37, // [37:61] is the sub-list for method output_type
-	13, // [13:37] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	52, // 7: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
+	32, // 8: drover.v1.VaultSendRequest.blocks:type_name -> drover.v1.VaultBlock
+	53, // 9: drover.v1.VaultOpenPointResponse.files:type_name -> drover.v1.VaultOpenPointResponse.FilesEntry
+	45, // 10: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
+	32, // 11: drover.v1.VaultBlocksResponse.blocks:type_name -> drover.v1.VaultBlock
+	15, // 12: drover.v1.VaultTarget.vault:type_name -> drover.v1.VaultAddress
+	56, // 13: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 14: drover.v1.VaultService.Open:input_type -> drover.v1.VaultOpenRequest
+	2,  // 15: drover.v1.VaultService.Close:input_type -> drover.v1.VaultCloseRequest
+	4,  // 16: drover.v1.VaultService.Status:input_type -> drover.v1.VaultStatusRequest
+	6,  // 17: drover.v1.VaultService.Grant:input_type -> drover.v1.VaultGrantRequest
+	8,  // 18: drover.v1.VaultService.Forget:input_type -> drover.v1.VaultForgetRequest
+	10, // 19: drover.v1.VaultService.Keep:input_type -> drover.v1.VaultKeepRequest
+	12, // 20: drover.v1.VaultService.Rekey:input_type -> drover.v1.VaultRekeyRequest
+	14, // 21: drover.v1.VaultService.Collect:input_type -> drover.v1.VaultWorkRequest
+	14, // 22: drover.v1.VaultService.Scrub:input_type -> drover.v1.VaultWorkRequest
+	16, // 23: drover.v1.VaultService.Copy:input_type -> drover.v1.VaultCopyRequest
+	18, // 24: drover.v1.VaultService.Info:input_type -> drover.v1.VaultInfoRequest
+	20, // 25: drover.v1.VaultService.Points:input_type -> drover.v1.VaultPointsRequest
+	22, // 26: drover.v1.VaultService.Begin:input_type -> drover.v1.VaultBeginRequest
+	24, // 27: drover.v1.VaultService.Disk:input_type -> drover.v1.VaultDiskRequest
+	26, // 28: drover.v1.VaultService.Parent:input_type -> drover.v1.VaultParentRequest
+	28, // 29: drover.v1.VaultService.Offer:input_type -> drover.v1.VaultOfferRequest
+	30, // 30: drover.v1.VaultService.Prove:input_type -> drover.v1.VaultProveRequest
+	33, // 31: drover.v1.VaultService.Send:input_type -> drover.v1.VaultSendRequest
+	35, // 32: drover.v1.VaultService.Finish:input_type -> drover.v1.VaultFinishRequest
+	37, // 33: drover.v1.VaultService.Commit:input_type -> drover.v1.VaultCommitRequest
+	39, // 34: drover.v1.VaultService.End:input_type -> drover.v1.VaultEndRequest
+	41, // 35: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
+	43, // 36: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
+	44, // 37: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
+	47, // 38: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
+	1,  // 39: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
+	3,  // 40: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
+	5,  // 41: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
+	7,  // 42: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
+	9,  // 43: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
+	11, // 44: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
+	13, // 45: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
+	17, // 46: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
+	17, // 47: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
+	17, // 48: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
+	19, // 49: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
+	21, // 50: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
+	23, // 51: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
+	25, // 52: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
+	27, // 53: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
+	29, // 54: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
+	31, // 55: drover.v1.VaultService.Prove:output_type -> drover.v1.VaultProveResponse
+	34, // 56: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
+	36, // 57: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
+	38, // 58: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
+	40, // 59: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
+	42, // 60: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
+	46, // 61: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
+	46, // 62: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
+	48, // 63: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
+	39, // [39:64] is the sub-list for method output_type
+	14, // [14:39] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_vault_proto_init() }
@@ -3208,7 +3409,7 @@ func file_drover_v1_vault_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_vault_proto_rawDesc), len(file_drover_v1_vault_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -65,6 +65,8 @@ const (
 	VaultServiceParentProcedure = "/drover.v1.VaultService/Parent"
 	// VaultServiceOfferProcedure is the fully-qualified name of the VaultService's Offer RPC.
 	VaultServiceOfferProcedure = "/drover.v1.VaultService/Offer"
+	// VaultServiceProveProcedure is the fully-qualified name of the VaultService's Prove RPC.
+	VaultServiceProveProcedure = "/drover.v1.VaultService/Prove"
 	// VaultServiceSendProcedure is the fully-qualified name of the VaultService's Send RPC.
 	VaultServiceSendProcedure = "/drover.v1.VaultService/Send"
 	// VaultServiceFinishProcedure is the fully-qualified name of the VaultService's Finish RPC.
@@ -104,8 +106,11 @@ type VaultServiceClient interface {
 	Disk(context.Context, *v1.VaultDiskRequest) (*v1.VaultDiskResponse, error)
 	// Parent returns block ids of the disk that is written against, from a block on.
 	Parent(context.Context, *v1.VaultParentRequest) (*v1.VaultParentResponse, error)
-	// Offer names blocks by id; those that are there are taken into the disk, the others are asked for.
+	// Offer names blocks by id. Those that the host may have from here already are taken into the disk, the others are asked for: they are sent, or,
+	// if the repository has them from another VM, it is proven that the host has them too.
 	Offer(context.Context, *v1.VaultOfferRequest) (*v1.VaultOfferResponse, error)
+	// Prove shows that the host has blocks which the repository has: they need not cross the wire.
+	Prove(context.Context, *v1.VaultProveRequest) (*v1.VaultProveResponse, error)
 	// Send brings blocks. Each is decompressed and hashed before it is believed.
 	Send(context.Context, *v1.VaultSendRequest) (*v1.VaultSendResponse, error)
 	Finish(context.Context, *v1.VaultFinishRequest) (*v1.VaultFinishResponse, error)
@@ -225,6 +230,12 @@ func NewVaultServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(vaultServiceMethods.ByName("Offer")),
 			connect.WithClientOptions(opts...),
 		),
+		prove: connect.NewClient[v1.VaultProveRequest, v1.VaultProveResponse](
+			httpClient,
+			baseURL+VaultServiceProveProcedure,
+			connect.WithSchema(vaultServiceMethods.ByName("Prove")),
+			connect.WithClientOptions(opts...),
+		),
 		send: connect.NewClient[v1.VaultSendRequest, v1.VaultSendResponse](
 			httpClient,
 			baseURL+VaultServiceSendProcedure,
@@ -294,6 +305,7 @@ type vaultServiceClient struct {
 	disk      *connect.Client[v1.VaultDiskRequest, v1.VaultDiskResponse]
 	parent    *connect.Client[v1.VaultParentRequest, v1.VaultParentResponse]
 	offer     *connect.Client[v1.VaultOfferRequest, v1.VaultOfferResponse]
+	prove     *connect.Client[v1.VaultProveRequest, v1.VaultProveResponse]
 	send      *connect.Client[v1.VaultSendRequest, v1.VaultSendResponse]
 	finish    *connect.Client[v1.VaultFinishRequest, v1.VaultFinishResponse]
 	commit    *connect.Client[v1.VaultCommitRequest, v1.VaultCommitResponse]
@@ -432,6 +444,15 @@ func (c *vaultServiceClient) Offer(ctx context.Context, req *v1.VaultOfferReques
 	return nil, err
 }
 
+// Prove calls drover.v1.VaultService.Prove.
+func (c *vaultServiceClient) Prove(ctx context.Context, req *v1.VaultProveRequest) (*v1.VaultProveResponse, error) {
+	response, err := c.prove.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Send calls drover.v1.VaultService.Send.
 func (c *vaultServiceClient) Send(ctx context.Context, req *v1.VaultSendRequest) (*v1.VaultSendResponse, error) {
 	response, err := c.send.CallUnary(ctx, connect.NewRequest(req))
@@ -525,8 +546,11 @@ type VaultServiceHandler interface {
 	Disk(context.Context, *v1.VaultDiskRequest) (*v1.VaultDiskResponse, error)
 	// Parent returns block ids of the disk that is written against, from a block on.
 	Parent(context.Context, *v1.VaultParentRequest) (*v1.VaultParentResponse, error)
-	// Offer names blocks by id; those that are there are taken into the disk, the others are asked for.
+	// Offer names blocks by id. Those that the host may have from here already are taken into the disk, the others are asked for: they are sent, or,
+	// if the repository has them from another VM, it is proven that the host has them too.
 	Offer(context.Context, *v1.VaultOfferRequest) (*v1.VaultOfferResponse, error)
+	// Prove shows that the host has blocks which the repository has: they need not cross the wire.
+	Prove(context.Context, *v1.VaultProveRequest) (*v1.VaultProveResponse, error)
 	// Send brings blocks. Each is decompressed and hashed before it is believed.
 	Send(context.Context, *v1.VaultSendRequest) (*v1.VaultSendResponse, error)
 	Finish(context.Context, *v1.VaultFinishRequest) (*v1.VaultFinishResponse, error)
@@ -642,6 +666,12 @@ func NewVaultServiceHandler(svc VaultServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(vaultServiceMethods.ByName("Offer")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vaultServiceProveHandler := connect.NewUnaryHandlerSimple(
+		VaultServiceProveProcedure,
+		svc.Prove,
+		connect.WithSchema(vaultServiceMethods.ByName("Prove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vaultServiceSendHandler := connect.NewUnaryHandlerSimple(
 		VaultServiceSendProcedure,
 		svc.Send,
@@ -724,6 +754,8 @@ func NewVaultServiceHandler(svc VaultServiceHandler, opts ...connect.HandlerOpti
 			vaultServiceParentHandler.ServeHTTP(w, r)
 		case VaultServiceOfferProcedure:
 			vaultServiceOfferHandler.ServeHTTP(w, r)
+		case VaultServiceProveProcedure:
+			vaultServiceProveHandler.ServeHTTP(w, r)
 		case VaultServiceSendProcedure:
 			vaultServiceSendHandler.ServeHTTP(w, r)
 		case VaultServiceFinishProcedure:
@@ -811,6 +843,10 @@ func (UnimplementedVaultServiceHandler) Parent(context.Context, *v1.VaultParentR
 
 func (UnimplementedVaultServiceHandler) Offer(context.Context, *v1.VaultOfferRequest) (*v1.VaultOfferResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.VaultService.Offer is not implemented"))
+}
+
+func (UnimplementedVaultServiceHandler) Prove(context.Context, *v1.VaultProveRequest) (*v1.VaultProveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.VaultService.Prove is not implemented"))
 }
 
 func (UnimplementedVaultServiceHandler) Send(context.Context, *v1.VaultSendRequest) (*v1.VaultSendResponse, error) {
