@@ -50,15 +50,19 @@ type conn struct {
 }
 
 func newConn(nc net.Conn, br *bufio.Reader, inFlight int, a agreed) *conn {
-	c := &conn{
+	c := idleConn(nc, br, inFlight, a)
+	go c.read()
+	return c
+}
+
+func idleConn(nc net.Conn, br *bufio.Reader, inFlight int, a agreed) *conn {
+	return &conn{
 		nc: nc, br: br, structured: a.structured, contexts: a.contexts,
 		slots:   make(chan struct{}, inFlight),
 		writing: make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		calls:   map[uint64]*call{},
 	}
-	go c.read()
-	return c
 }
 
 // do sends a request and waits for its reply.
