@@ -152,6 +152,9 @@ func (p *Process) RemoveDisk(ctx context.Context, id string) (err error) {
 	if err != nil {
 		return err
 	}
+	if p.reading(id) {
+		return ErrBusy
+	}
 	if !p.hardware().Disks[d.Bus].Hotplug {
 		return p.noHotplug(string(d.Bus))
 	}
@@ -193,6 +196,9 @@ func (p *Process) ResizeDisk(ctx context.Context, id string, size int64) (err er
 	d, err := p.disk(id)
 	if err != nil {
 		return err
+	}
+	if p.reading(id) {
+		return ErrBusy
 	}
 	top := d.Layers[len(d.Layers)-1]
 	nodes, err := p.qmp.QueryNamedBlockNodes(ctx)

@@ -169,7 +169,7 @@ func removeDIMM(ram string, slot int) { os.Remove(dimmPath(ram, slot)) }
 
 // removeRuntime deletes what Start made in the machine's directory, but for the log.
 func removeRuntime(dir string) {
-	for _, name := range []string{qmpSocket, conSocket, qgaSocket, stderrFIFO, stateFile, stateFile + ".new"} {
+	for _, name := range []string{qmpSocket, conSocket, qgaSocket, nbdSocket, stderrFIFO, stateFile, stateFile + ".new"} {
 		os.Remove(filepath.Join(dir, name))
 	}
 }

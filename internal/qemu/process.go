@@ -58,6 +58,10 @@ type Process struct {
 
 	op chan struct{} // holds one token while the machine is being changed
 
+	// Guarded by op: points that are open, the newest last, and whether QEMU's NBD server runs.
+	points  []*LivePoint
+	serving bool
+
 	mu       sync.Mutex // guards the fields below
 	state    state
 	exit     Exit

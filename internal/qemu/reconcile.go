@@ -20,6 +20,9 @@ func (p *Process) reconcile(ctx context.Context) error {
 	has := func(id string) bool {
 		return slices.ContainsFunc(there, func(q qmp.QOMProperty) bool { return q.Name == id })
 	}
+	if err := p.reconcilePoints(ctx); err != nil {
+		return err
+	}
 	if err := p.reconcileBlocks(ctx); err != nil {
 		return err
 	}

@@ -43,7 +43,14 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 	if err := next.Validate(); err != nil {
 		return err
 	}
+	if len(p.points) > 0 {
+		return ErrBusy
+	}
 	was, err := p.qmp.QueryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	nodes, err := p.qmp.QueryNamedBlockNodes(ctx)
 	if err != nil {
 		return err
 	}
@@ -79,6 +86,7 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 		if err := p.addLayer(ctx, l, "", d.Cache, false); err != nil {
 			return err
 		}
+		actions = append(actions, carryBitmaps(nodes, tops[d.ID], l.ID)...)
 		actions = append(actions, qmp.SnapshotAction(tops[d.ID], l.ID))
 	}
 	if memory != nil {
@@ -116,6 +124,8 @@ func (p *Process) Merge(ctx context.Context, disk, layer string) (err error) {
 	}
 	i := slices.IndexFunc(d.Layers, func(l Layer) bool { return l.ID == layer })
 	switch {
+	case p.reading(disk):
+		return ErrBusy
 	case i < 0:
 		return fmt.Errorf("layer %s: %w", layer, ErrNotFound)
 	case i == 0:

@@ -32,7 +32,8 @@ type BlockNode struct {
 		Direct    bool `json:"direct"`
 		NoFlush   bool `json:"no-flush"`
 	} `json:"cache"`
-	Image ImageInfo `json:"image"`
+	Image   ImageInfo `json:"image"`
+	Bitmaps []Bitmap  `json:"dirty-bitmaps"`
 }
 
 // ImageInfo is what QEMU knows of an image file.

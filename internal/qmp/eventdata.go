@@ -16,6 +16,7 @@ const (
 	EventBlockJobReady          = "BLOCK_JOB_READY"
 	EventBlockJobPending        = "BLOCK_JOB_PENDING"
 	EventBlockExportDeleted     = "BLOCK_EXPORT_DELETED"
+	EventBlockWriteThreshold    = "BLOCK_WRITE_THRESHOLD"
 	EventJobStatusChange        = "JOB_STATUS_CHANGE"
 	EventDeviceDeleted          = "DEVICE_DELETED"
 	EventDeviceUnplugGuestError = "DEVICE_UNPLUG_GUEST_ERROR"
@@ -125,4 +126,9 @@ type VSerialData struct {
 // BalloonData of EventBalloonChange.
 type BalloonData struct {
 	Actual int64 `json:"actual"` // bytes
+}
+
+// WriteThresholdData of EventBlockWriteThreshold.
+type WriteThresholdData struct {
+	NodeName string `json:"node-name"`
 }

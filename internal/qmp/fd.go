@@ -40,11 +40,14 @@ func (c *Client) RemoveFD(ctx context.Context, set int) error {
 
 // FDSet is a set of descriptors that QEMU holds.
 type FDSet struct {
-	ID  int `json:"fdset-id"`
-	FDs []struct {
-		FD     int    `json:"fd"`
-		Opaque string `json:"opaque"`
-	} `json:"fds"`
+	ID  int     `json:"fdset-id"`
+	FDs []SetFD `json:"fds"`
+}
+
+// SetFD is a descriptor in a set.
+type SetFD struct {
+	FD     int    `json:"fd"`
+	Opaque string `json:"opaque"`
 }
 
 // QueryFDSets lists the sets.

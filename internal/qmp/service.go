@@ -72,11 +72,12 @@ func (c *Client) NBDServerStop(ctx context.Context) error {
 
 // NBDExport is an export of the NBD server.
 type NBDExport struct {
-	ID       string   `json:"id"`
-	Node     string   `json:"node-name"`
-	Name     string   `json:"name,omitempty"` // default: Node
-	Writable bool     `json:"writable"`
-	Bitmaps  []string `json:"bitmaps,omitempty"`
+	ID       string `json:"id"`
+	Node     string `json:"node-name"`
+	Name     string `json:"name,omitempty"` // default: Node
+	Writable bool   `json:"writable"`
+	// Bitmaps are shown as meta contexts "qemu:dirty-bitmap:NAME". One of a node that is exported for reading must not record.
+	Bitmaps []BitmapName `json:"bitmaps,omitempty"`
 }
 
 // NBDExportAdd exports a node.
