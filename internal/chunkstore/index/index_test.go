@@ -189,7 +189,7 @@ func TestDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for n := range 300 {
+	for n := range 100 {
 		dir := t.TempDir()
 		at := rnd.IntN(len(files))
 		for i, f := range files {
