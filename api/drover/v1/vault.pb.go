@@ -2433,6 +2433,86 @@ func (*VaultEndResponse) Descriptor() ([]byte, []int) {
 	return file_drover_v1_vault_proto_rawDescGZIP(), []int{40}
 }
 
+type VaultTouchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VaultTouchRequest) Reset() {
+	*x = VaultTouchRequest{}
+	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VaultTouchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VaultTouchRequest) ProtoMessage() {}
+
+func (x *VaultTouchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VaultTouchRequest.ProtoReflect.Descriptor instead.
+func (*VaultTouchRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *VaultTouchRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+type VaultTouchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VaultTouchResponse) Reset() {
+	*x = VaultTouchResponse{}
+	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VaultTouchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VaultTouchResponse) ProtoMessage() {}
+
+func (x *VaultTouchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VaultTouchResponse.ProtoReflect.Descriptor instead.
+func (*VaultTouchResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{42}
+}
+
 type VaultOpenPointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
@@ -2444,7 +2524,7 @@ type VaultOpenPointRequest struct {
 
 func (x *VaultOpenPointRequest) Reset() {
 	*x = VaultOpenPointRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	mi := &file_drover_v1_vault_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2536,7 @@ func (x *VaultOpenPointRequest) String() string {
 func (*VaultOpenPointRequest) ProtoMessage() {}
 
 func (x *VaultOpenPointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[41]
+	mi := &file_drover_v1_vault_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2549,7 @@ func (x *VaultOpenPointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultOpenPointRequest.ProtoReflect.Descriptor instead.
 func (*VaultOpenPointRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VaultOpenPointRequest) GetRepository() string {
@@ -2505,7 +2585,7 @@ type VaultOpenPointResponse struct {
 
 func (x *VaultOpenPointResponse) Reset() {
 	*x = VaultOpenPointResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	mi := &file_drover_v1_vault_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2597,7 @@ func (x *VaultOpenPointResponse) String() string {
 func (*VaultOpenPointResponse) ProtoMessage() {}
 
 func (x *VaultOpenPointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[42]
+	mi := &file_drover_v1_vault_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2610,7 @@ func (x *VaultOpenPointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultOpenPointResponse.ProtoReflect.Descriptor instead.
 func (*VaultOpenPointResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VaultOpenPointResponse) GetSession() string {
@@ -2566,7 +2646,7 @@ type VaultExtentsRequest struct {
 
 func (x *VaultExtentsRequest) Reset() {
 	*x = VaultExtentsRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[43]
+	mi := &file_drover_v1_vault_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2658,7 @@ func (x *VaultExtentsRequest) String() string {
 func (*VaultExtentsRequest) ProtoMessage() {}
 
 func (x *VaultExtentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[43]
+	mi := &file_drover_v1_vault_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2671,7 @@ func (x *VaultExtentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtentsRequest.ProtoReflect.Descriptor instead.
 func (*VaultExtentsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *VaultExtentsRequest) GetSession() string {
@@ -2637,7 +2717,7 @@ type VaultChangedRequest struct {
 
 func (x *VaultChangedRequest) Reset() {
 	*x = VaultChangedRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[44]
+	mi := &file_drover_v1_vault_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2729,7 @@ func (x *VaultChangedRequest) String() string {
 func (*VaultChangedRequest) ProtoMessage() {}
 
 func (x *VaultChangedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[44]
+	mi := &file_drover_v1_vault_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2742,7 @@ func (x *VaultChangedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultChangedRequest.ProtoReflect.Descriptor instead.
 func (*VaultChangedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *VaultChangedRequest) GetSession() string {
@@ -2718,7 +2798,7 @@ type VaultExtent struct {
 
 func (x *VaultExtent) Reset() {
 	*x = VaultExtent{}
-	mi := &file_drover_v1_vault_proto_msgTypes[45]
+	mi := &file_drover_v1_vault_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2810,7 @@ func (x *VaultExtent) String() string {
 func (*VaultExtent) ProtoMessage() {}
 
 func (x *VaultExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[45]
+	mi := &file_drover_v1_vault_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2823,7 @@ func (x *VaultExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtent.ProtoReflect.Descriptor instead.
 func (*VaultExtent) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VaultExtent) GetOffset() int64 {
@@ -2776,7 +2856,7 @@ type VaultExtentsResponse struct {
 
 func (x *VaultExtentsResponse) Reset() {
 	*x = VaultExtentsResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[46]
+	mi := &file_drover_v1_vault_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +2868,7 @@ func (x *VaultExtentsResponse) String() string {
 func (*VaultExtentsResponse) ProtoMessage() {}
 
 func (x *VaultExtentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[46]
+	mi := &file_drover_v1_vault_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +2881,7 @@ func (x *VaultExtentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultExtentsResponse.ProtoReflect.Descriptor instead.
 func (*VaultExtentsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *VaultExtentsResponse) GetExtents() []*VaultExtent {
@@ -2823,7 +2903,7 @@ type VaultBlocksRequest struct {
 
 func (x *VaultBlocksRequest) Reset() {
 	*x = VaultBlocksRequest{}
-	mi := &file_drover_v1_vault_proto_msgTypes[47]
+	mi := &file_drover_v1_vault_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2915,7 @@ func (x *VaultBlocksRequest) String() string {
 func (*VaultBlocksRequest) ProtoMessage() {}
 
 func (x *VaultBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[47]
+	mi := &file_drover_v1_vault_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2928,7 @@ func (x *VaultBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultBlocksRequest.ProtoReflect.Descriptor instead.
 func (*VaultBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *VaultBlocksRequest) GetSession() string {
@@ -2882,7 +2962,7 @@ type VaultBlocksResponse struct {
 
 func (x *VaultBlocksResponse) Reset() {
 	*x = VaultBlocksResponse{}
-	mi := &file_drover_v1_vault_proto_msgTypes[48]
+	mi := &file_drover_v1_vault_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +2974,7 @@ func (x *VaultBlocksResponse) String() string {
 func (*VaultBlocksResponse) ProtoMessage() {}
 
 func (x *VaultBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[48]
+	mi := &file_drover_v1_vault_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +2987,7 @@ func (x *VaultBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultBlocksResponse.ProtoReflect.Descriptor instead.
 func (*VaultBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{48}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *VaultBlocksResponse) GetBlocks() []*VaultBlock {
@@ -2929,7 +3009,7 @@ type VaultTarget struct {
 
 func (x *VaultTarget) Reset() {
 	*x = VaultTarget{}
-	mi := &file_drover_v1_vault_proto_msgTypes[49]
+	mi := &file_drover_v1_vault_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3021,7 @@ func (x *VaultTarget) String() string {
 func (*VaultTarget) ProtoMessage() {}
 
 func (x *VaultTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_vault_proto_msgTypes[49]
+	mi := &file_drover_v1_vault_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3034,7 @@ func (x *VaultTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VaultTarget.ProtoReflect.Descriptor instead.
 func (*VaultTarget) Descriptor() ([]byte, []int) {
-	return file_drover_v1_vault_proto_rawDescGZIP(), []int{49}
+	return file_drover_v1_vault_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VaultTarget) GetVault() *VaultAddress {
@@ -3180,7 +3260,10 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05point\x18\x01 \x01(\fR\x05point\"+\n" +
 	"\x0fVaultEndRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"\x12\n" +
-	"\x10VaultEndResponse\"c\n" +
+	"\x10VaultEndResponse\"-\n" +
+	"\x11VaultTouchRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"\x14\n" +
+	"\x12VaultTouchResponse\"c\n" +
 	"\x15VaultOpenPointRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
@@ -3225,7 +3308,7 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05vault\x18\x01 \x01(\v2\x17.drover.v1.VaultAddressR\x05vault\x12'\n" +
 	"\x0fbandwidth_limit\x18\x02 \x01(\x03R\x0ebandwidthLimit\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2\xf3\r\n" +
+	"expireTime2\xb9\x0e\n" +
 	"\fVaultService\x12A\n" +
 	"\x04Open\x12\x1b.drover.v1.VaultOpenRequest\x1a\x1c.drover.v1.VaultOpenResponse\x12D\n" +
 	"\x05Close\x12\x1c.drover.v1.VaultCloseRequest\x1a\x1d.drover.v1.VaultCloseResponse\x12G\n" +
@@ -3247,7 +3330,8 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x04Send\x12\x1b.drover.v1.VaultSendRequest\x1a\x1c.drover.v1.VaultSendResponse\x12G\n" +
 	"\x06Finish\x12\x1d.drover.v1.VaultFinishRequest\x1a\x1e.drover.v1.VaultFinishResponse\x12G\n" +
 	"\x06Commit\x12\x1d.drover.v1.VaultCommitRequest\x1a\x1e.drover.v1.VaultCommitResponse\x12>\n" +
-	"\x03End\x12\x1a.drover.v1.VaultEndRequest\x1a\x1b.drover.v1.VaultEndResponse\x12P\n" +
+	"\x03End\x12\x1a.drover.v1.VaultEndRequest\x1a\x1b.drover.v1.VaultEndResponse\x12D\n" +
+	"\x05Touch\x12\x1c.drover.v1.VaultTouchRequest\x1a\x1d.drover.v1.VaultTouchResponse\x12P\n" +
 	"\tOpenPoint\x12 .drover.v1.VaultOpenPointRequest\x1a!.drover.v1.VaultOpenPointResponse\x12J\n" +
 	"\aExtents\x12\x1e.drover.v1.VaultExtentsRequest\x1a\x1f.drover.v1.VaultExtentsResponse\x12J\n" +
 	"\aChanged\x12\x1e.drover.v1.VaultChangedRequest\x1a\x1f.drover.v1.VaultExtentsResponse\x12G\n" +
@@ -3265,7 +3349,7 @@ func file_drover_v1_vault_proto_rawDescGZIP() []byte {
 	return file_drover_v1_vault_proto_rawDescData
 }
 
-var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultOpenRequest)(nil),       // 0: drover.v1.VaultOpenRequest
 	(*VaultOpenResponse)(nil),      // 1: drover.v1.VaultOpenResponse
@@ -3308,38 +3392,40 @@ var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultCommitResponse)(nil),    // 38: drover.v1.VaultCommitResponse
 	(*VaultEndRequest)(nil),        // 39: drover.v1.VaultEndRequest
 	(*VaultEndResponse)(nil),       // 40: drover.v1.VaultEndResponse
-	(*VaultOpenPointRequest)(nil),  // 41: drover.v1.VaultOpenPointRequest
-	(*VaultOpenPointResponse)(nil), // 42: drover.v1.VaultOpenPointResponse
-	(*VaultExtentsRequest)(nil),    // 43: drover.v1.VaultExtentsRequest
-	(*VaultChangedRequest)(nil),    // 44: drover.v1.VaultChangedRequest
-	(*VaultExtent)(nil),            // 45: drover.v1.VaultExtent
-	(*VaultExtentsResponse)(nil),   // 46: drover.v1.VaultExtentsResponse
-	(*VaultBlocksRequest)(nil),     // 47: drover.v1.VaultBlocksRequest
-	(*VaultBlocksResponse)(nil),    // 48: drover.v1.VaultBlocksResponse
-	(*VaultTarget)(nil),            // 49: drover.v1.VaultTarget
-	nil,                            // 50: drover.v1.VaultKeepRequest.LabelsEntry
-	nil,                            // 51: drover.v1.VaultKeepRequest.FilesEntry
-	nil,                            // 52: drover.v1.VaultProgress.AffectedEntry
-	nil,                            // 53: drover.v1.VaultOpenPointResponse.FilesEntry
-	(*RepositorySpec)(nil),         // 54: drover.v1.RepositorySpec
-	(*RepositoryStatus)(nil),       // 55: drover.v1.RepositoryStatus
-	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
+	(*VaultTouchRequest)(nil),      // 41: drover.v1.VaultTouchRequest
+	(*VaultTouchResponse)(nil),     // 42: drover.v1.VaultTouchResponse
+	(*VaultOpenPointRequest)(nil),  // 43: drover.v1.VaultOpenPointRequest
+	(*VaultOpenPointResponse)(nil), // 44: drover.v1.VaultOpenPointResponse
+	(*VaultExtentsRequest)(nil),    // 45: drover.v1.VaultExtentsRequest
+	(*VaultChangedRequest)(nil),    // 46: drover.v1.VaultChangedRequest
+	(*VaultExtent)(nil),            // 47: drover.v1.VaultExtent
+	(*VaultExtentsResponse)(nil),   // 48: drover.v1.VaultExtentsResponse
+	(*VaultBlocksRequest)(nil),     // 49: drover.v1.VaultBlocksRequest
+	(*VaultBlocksResponse)(nil),    // 50: drover.v1.VaultBlocksResponse
+	(*VaultTarget)(nil),            // 51: drover.v1.VaultTarget
+	nil,                            // 52: drover.v1.VaultKeepRequest.LabelsEntry
+	nil,                            // 53: drover.v1.VaultKeepRequest.FilesEntry
+	nil,                            // 54: drover.v1.VaultProgress.AffectedEntry
+	nil,                            // 55: drover.v1.VaultOpenPointResponse.FilesEntry
+	(*RepositorySpec)(nil),         // 56: drover.v1.RepositorySpec
+	(*RepositoryStatus)(nil),       // 57: drover.v1.RepositoryStatus
+	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
 }
 var file_drover_v1_vault_proto_depIdxs = []int32{
-	54, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
-	55, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
-	55, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
-	50, // 3: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
-	51, // 4: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
+	56, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
+	57, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
+	57, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
+	52, // 3: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
+	53, // 4: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
 	15, // 5: drover.v1.VaultWorkRequest.mirrors:type_name -> drover.v1.VaultAddress
 	15, // 6: drover.v1.VaultCopyRequest.from:type_name -> drover.v1.VaultAddress
-	52, // 7: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
+	54, // 7: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
 	32, // 8: drover.v1.VaultSendRequest.blocks:type_name -> drover.v1.VaultBlock
-	53, // 9: drover.v1.VaultOpenPointResponse.files:type_name -> drover.v1.VaultOpenPointResponse.FilesEntry
-	45, // 10: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
+	55, // 9: drover.v1.VaultOpenPointResponse.files:type_name -> drover.v1.VaultOpenPointResponse.FilesEntry
+	47, // 10: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
 	32, // 11: drover.v1.VaultBlocksResponse.blocks:type_name -> drover.v1.VaultBlock
 	15, // 12: drover.v1.VaultTarget.vault:type_name -> drover.v1.VaultAddress
-	56, // 13: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
+	58, // 13: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
 	0,  // 14: drover.v1.VaultService.Open:input_type -> drover.v1.VaultOpenRequest
 	2,  // 15: drover.v1.VaultService.Close:input_type -> drover.v1.VaultCloseRequest
 	4,  // 16: drover.v1.VaultService.Status:input_type -> drover.v1.VaultStatusRequest
@@ -3361,37 +3447,39 @@ var file_drover_v1_vault_proto_depIdxs = []int32{
 	35, // 32: drover.v1.VaultService.Finish:input_type -> drover.v1.VaultFinishRequest
 	37, // 33: drover.v1.VaultService.Commit:input_type -> drover.v1.VaultCommitRequest
 	39, // 34: drover.v1.VaultService.End:input_type -> drover.v1.VaultEndRequest
-	41, // 35: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
-	43, // 36: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
-	44, // 37: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
-	47, // 38: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
-	1,  // 39: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
-	3,  // 40: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
-	5,  // 41: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
-	7,  // 42: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
-	9,  // 43: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
-	11, // 44: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
-	13, // 45: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
-	17, // 46: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
-	17, // 47: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
-	17, // 48: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
-	19, // 49: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
-	21, // 50: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
-	23, // 51: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
-	25, // 52: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
-	27, // 53: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
-	29, // 54: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
-	31, // 55: drover.v1.VaultService.Prove:output_type -> drover.v1.VaultProveResponse
-	34, // 56: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
-	36, // 57: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
-	38, // 58: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
-	40, // 59: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
-	42, // 60: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
-	46, // 61: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
-	46, // 62: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
-	48, // 63: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
-	39, // [39:64] is the sub-list for method output_type
-	14, // [14:39] is the sub-list for method input_type
+	41, // 35: drover.v1.VaultService.Touch:input_type -> drover.v1.VaultTouchRequest
+	43, // 36: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
+	45, // 37: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
+	46, // 38: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
+	49, // 39: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
+	1,  // 40: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
+	3,  // 41: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
+	5,  // 42: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
+	7,  // 43: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
+	9,  // 44: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
+	11, // 45: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
+	13, // 46: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
+	17, // 47: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
+	17, // 48: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
+	17, // 49: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
+	19, // 50: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
+	21, // 51: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
+	23, // 52: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
+	25, // 53: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
+	27, // 54: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
+	29, // 55: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
+	31, // 56: drover.v1.VaultService.Prove:output_type -> drover.v1.VaultProveResponse
+	34, // 57: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
+	36, // 58: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
+	38, // 59: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
+	40, // 60: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
+	42, // 61: drover.v1.VaultService.Touch:output_type -> drover.v1.VaultTouchResponse
+	44, // 62: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
+	48, // 63: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
+	48, // 64: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
+	50, // 65: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
+	40, // [40:66] is the sub-list for method output_type
+	14, // [14:40] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -3409,7 +3497,7 @@ func file_drover_v1_vault_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_vault_proto_rawDesc), len(file_drover_v1_vault_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

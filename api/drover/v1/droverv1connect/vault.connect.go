@@ -75,6 +75,8 @@ const (
 	VaultServiceCommitProcedure = "/drover.v1.VaultService/Commit"
 	// VaultServiceEndProcedure is the fully-qualified name of the VaultService's End RPC.
 	VaultServiceEndProcedure = "/drover.v1.VaultService/End"
+	// VaultServiceTouchProcedure is the fully-qualified name of the VaultService's Touch RPC.
+	VaultServiceTouchProcedure = "/drover.v1.VaultService/Touch"
 	// VaultServiceOpenPointProcedure is the fully-qualified name of the VaultService's OpenPoint RPC.
 	VaultServiceOpenPointProcedure = "/drover.v1.VaultService/OpenPoint"
 	// VaultServiceExtentsProcedure is the fully-qualified name of the VaultService's Extents RPC.
@@ -116,6 +118,8 @@ type VaultServiceClient interface {
 	Finish(context.Context, *v1.VaultFinishRequest) (*v1.VaultFinishResponse, error)
 	Commit(context.Context, *v1.VaultCommitRequest) (*v1.VaultCommitResponse, error)
 	End(context.Context, *v1.VaultEndRequest) (*v1.VaultEndResponse, error)
+	// Touch keeps a session that asks for nothing.
+	Touch(context.Context, *v1.VaultTouchRequest) (*v1.VaultTouchResponse, error)
 	OpenPoint(context.Context, *v1.VaultOpenPointRequest) (*v1.VaultOpenPointResponse, error)
 	Extents(context.Context, *v1.VaultExtentsRequest) (*v1.VaultExtentsResponse, error)
 	Changed(context.Context, *v1.VaultChangedRequest) (*v1.VaultExtentsResponse, error)
@@ -260,6 +264,12 @@ func NewVaultServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(vaultServiceMethods.ByName("End")),
 			connect.WithClientOptions(opts...),
 		),
+		touch: connect.NewClient[v1.VaultTouchRequest, v1.VaultTouchResponse](
+			httpClient,
+			baseURL+VaultServiceTouchProcedure,
+			connect.WithSchema(vaultServiceMethods.ByName("Touch")),
+			connect.WithClientOptions(opts...),
+		),
 		openPoint: connect.NewClient[v1.VaultOpenPointRequest, v1.VaultOpenPointResponse](
 			httpClient,
 			baseURL+VaultServiceOpenPointProcedure,
@@ -310,6 +320,7 @@ type vaultServiceClient struct {
 	finish    *connect.Client[v1.VaultFinishRequest, v1.VaultFinishResponse]
 	commit    *connect.Client[v1.VaultCommitRequest, v1.VaultCommitResponse]
 	end       *connect.Client[v1.VaultEndRequest, v1.VaultEndResponse]
+	touch     *connect.Client[v1.VaultTouchRequest, v1.VaultTouchResponse]
 	openPoint *connect.Client[v1.VaultOpenPointRequest, v1.VaultOpenPointResponse]
 	extents   *connect.Client[v1.VaultExtentsRequest, v1.VaultExtentsResponse]
 	changed   *connect.Client[v1.VaultChangedRequest, v1.VaultExtentsResponse]
@@ -489,6 +500,15 @@ func (c *vaultServiceClient) End(ctx context.Context, req *v1.VaultEndRequest) (
 	return nil, err
 }
 
+// Touch calls drover.v1.VaultService.Touch.
+func (c *vaultServiceClient) Touch(ctx context.Context, req *v1.VaultTouchRequest) (*v1.VaultTouchResponse, error) {
+	response, err := c.touch.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OpenPoint calls drover.v1.VaultService.OpenPoint.
 func (c *vaultServiceClient) OpenPoint(ctx context.Context, req *v1.VaultOpenPointRequest) (*v1.VaultOpenPointResponse, error) {
 	response, err := c.openPoint.CallUnary(ctx, connect.NewRequest(req))
@@ -556,6 +576,8 @@ type VaultServiceHandler interface {
 	Finish(context.Context, *v1.VaultFinishRequest) (*v1.VaultFinishResponse, error)
 	Commit(context.Context, *v1.VaultCommitRequest) (*v1.VaultCommitResponse, error)
 	End(context.Context, *v1.VaultEndRequest) (*v1.VaultEndResponse, error)
+	// Touch keeps a session that asks for nothing.
+	Touch(context.Context, *v1.VaultTouchRequest) (*v1.VaultTouchResponse, error)
 	OpenPoint(context.Context, *v1.VaultOpenPointRequest) (*v1.VaultOpenPointResponse, error)
 	Extents(context.Context, *v1.VaultExtentsRequest) (*v1.VaultExtentsResponse, error)
 	Changed(context.Context, *v1.VaultChangedRequest) (*v1.VaultExtentsResponse, error)
@@ -696,6 +718,12 @@ func NewVaultServiceHandler(svc VaultServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(vaultServiceMethods.ByName("End")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vaultServiceTouchHandler := connect.NewUnaryHandlerSimple(
+		VaultServiceTouchProcedure,
+		svc.Touch,
+		connect.WithSchema(vaultServiceMethods.ByName("Touch")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vaultServiceOpenPointHandler := connect.NewUnaryHandlerSimple(
 		VaultServiceOpenPointProcedure,
 		svc.OpenPoint,
@@ -764,6 +792,8 @@ func NewVaultServiceHandler(svc VaultServiceHandler, opts ...connect.HandlerOpti
 			vaultServiceCommitHandler.ServeHTTP(w, r)
 		case VaultServiceEndProcedure:
 			vaultServiceEndHandler.ServeHTTP(w, r)
+		case VaultServiceTouchProcedure:
+			vaultServiceTouchHandler.ServeHTTP(w, r)
 		case VaultServiceOpenPointProcedure:
 			vaultServiceOpenPointHandler.ServeHTTP(w, r)
 		case VaultServiceExtentsProcedure:
@@ -863,6 +893,10 @@ func (UnimplementedVaultServiceHandler) Commit(context.Context, *v1.VaultCommitR
 
 func (UnimplementedVaultServiceHandler) End(context.Context, *v1.VaultEndRequest) (*v1.VaultEndResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.VaultService.End is not implemented"))
+}
+
+func (UnimplementedVaultServiceHandler) Touch(context.Context, *v1.VaultTouchRequest) (*v1.VaultTouchResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.VaultService.Touch is not implemented"))
 }
 
 func (UnimplementedVaultServiceHandler) OpenPoint(context.Context, *v1.VaultOpenPointRequest) (*v1.VaultOpenPointResponse, error) {
