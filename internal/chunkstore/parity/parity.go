@@ -43,7 +43,6 @@ type Parity struct {
 	// sums are of all slices: those of the pack, and then those of the parity.
 	sums   []uint32
 	extra  [Extra][]byte
-	enc    reedsolomon.Encoder
 	intact bool
 }
 
