@@ -33,8 +33,19 @@ var adminKinds = map[string]bool{
 	"user": true, "token": true, "join_token": true, "audit": true, "manager_backup": true,
 }
 
+// adminVerbs are what only administrators do to objects that others see and
+// use: make places for backups, say how long what is there is kept, and
+// destroy it.
+var adminVerbs = map[string]map[Verb]bool{
+	"repository": {VerbCreate: true, VerbUpdate: true, VerbDelete: true},
+	"policy":     {VerbCreate: true, VerbUpdate: true, VerbDelete: true},
+	"point":      {VerbDelete: true},
+}
+
+func adminOnly(verb Verb, kind string) bool { return adminKinds[kind] || adminVerbs[kind][verb] }
+
 // hostKinds are what hosts report on, or fetch for their own use.
-var hostKinds = map[string]bool{"host": true, "vm": true, "image": true, "datastore": true, "event": true}
+var hostKinds = map[string]bool{"host": true, "vm": true, "image": true, "datastore": true, "event": true, "vault": true}
 
 // Authorise says whether a caller may do a verb to objects of a kind (the
 // API's names in the singular, as "vm") in a project (empty: none in
@@ -60,7 +71,7 @@ func Authorise(p Principal, verb Verb, kind, project string) error {
 	if !known {
 		return denied(p, verb, kind, "people cannot do that")
 	}
-	if adminKinds[kind] {
+	if adminOnly(verb, kind) {
 		need = ScopeAdmin
 	}
 	if !holds(p.Scopes, need) {
@@ -79,10 +90,10 @@ func (r Role) allows(verb Verb, kind string) bool {
 	case RoleAdmin:
 		return true
 	case RoleOperator:
-		return !adminKinds[kind]
+		return !adminOnly(verb, kind)
 	case RoleViewer:
 		return kind == "own_token" ||
-			!adminKinds[kind] && (scopeOf[verb] == ScopeRead || scopeOf[verb] == ScopeMetrics)
+			!adminOnly(verb, kind) && (scopeOf[verb] == ScopeRead || scopeOf[verb] == ScopeMetrics)
 	}
 	return false
 }

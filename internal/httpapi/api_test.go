@@ -27,6 +27,7 @@ func TestCallsAreComplete(t *testing.T) {
 		v1.File_drover_v1_image_proto, v1.File_drover_v1_vm_proto, v1.File_drover_v1_snapshot_proto, v1.File_drover_v1_task_proto,
 		v1.File_drover_v1_history_proto, v1.File_drover_v1_manager_proto, v1.File_drover_v1_agent_proto,
 		v1.File_drover_v1_profile_proto, v1.File_drover_v1_port_proto, v1.File_drover_v1_switch_proto,
+		v1.File_drover_v1_repository_proto, v1.File_drover_v1_backup_proto,
 	} {
 		for i := range f.Services().Len() {
 			s := f.Services().Get(i)

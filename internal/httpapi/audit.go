@@ -166,7 +166,8 @@ func target(m protoreflect.Message) string {
 }
 
 // secrets are fields that are never written down.
-var secrets = map[protoreflect.Name]bool{"password": true, "old_password": true, "new_password": true, "secret": true, "token": true, "password_hash": true, "secret_hash": true, "user_data": true}
+var secrets = map[protoreflect.Name]bool{"password": true, "old_password": true, "new_password": true, "secret": true, "token": true, "password_hash": true, "secret_hash": true, "user_data": true,
+	"passphrase": true, "recovery_key": true, "secret_key": true, "webhook_secret": true}
 
 // asJSON is a message as the audit log keeps it: without secrets.
 func asJSON(m proto.Message) string {

@@ -95,6 +95,18 @@ func (s *Server) routes() http.Handler {
 		func() (string, http.Handler) {
 			return droverv1connect.NewSnapshotServiceHandler(snapshots{s.m}, opts)
 		},
+		func() (string, http.Handler) {
+			return droverv1connect.NewRepositoryServiceHandler(repositories{s.m}, opts)
+		},
+		func() (string, http.Handler) {
+			return droverv1connect.NewBackupPolicyServiceHandler(policies{s.m}, opts)
+		},
+		func() (string, http.Handler) {
+			return droverv1connect.NewBackupServiceHandler(restorePoints{s.m}, opts)
+		},
+		func() (string, http.Handler) {
+			return droverv1connect.NewProtectionServiceHandler(protection{s.m}, opts)
+		},
 		func() (string, http.Handler) { return droverv1connect.NewTaskServiceHandler(tasks{s.m}, opts) },
 		func() (string, http.Handler) { return droverv1connect.NewEventServiceHandler(events{s.m}, opts) },
 		func() (string, http.Handler) { return droverv1connect.NewAuditServiceHandler(audits{s.m}, opts) },

@@ -28,6 +28,10 @@ type Config struct {
 	EtcdCA, EtcdCert, EtcdKey string
 	// HostTimeout is how long a host may be silent before it is called unreachable. Default 15 s.
 	HostTimeout time.Duration
+	// SMTP is how mail is sent; without a server none is.
+	SMTP SMTP
+	// Zone is whose clocks policies go by that name no time zone; the machine's if nil.
+	Zone *time.Location
 	// Clock is the real one if nil.
 	Clock  clock.Clock
 	Logger *slog.Logger
@@ -69,6 +73,12 @@ func (c *Config) Validate() error {
 	}
 	if c.HostTimeout < time.Second {
 		return fmt.Errorf("host timeout %v: at least 1s", c.HostTimeout)
+	}
+	if err := c.SMTP.validate(); err != nil {
+		return err
+	}
+	if c.Zone == nil {
+		c.Zone = time.Local
 	}
 	if c.Clock == nil {
 		c.Clock = clock.Real()

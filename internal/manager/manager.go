@@ -28,6 +28,7 @@ const (
 	kindJoin    resource.Kind = "join"
 	kindCluster resource.Kind = "cluster"
 	kindMAC     resource.Kind = "mac"
+	kindRecord  resource.Kind = "backup-record"
 )
 
 // Manager is the role. Its exported methods are the domain behind the API and are safe for concurrent use.
@@ -65,11 +66,20 @@ type Manager struct {
 	Tasks      *Registry[*v1.Task]
 	Users      *Registry[*v1.User]
 	Tokens     *Registry[*v1.Token]
-	macs       *Registry[*v1.MACClaim]
-	joinKeys   *Registry[*v1.Join]
-	clusters   *store.Collection[*v1.Cluster]
-	cluster    *v1.Cluster // as it was at the start: what never changes
-	board      *board
+
+	Repositories *Registry[*v1.Repository]
+	Policies     *Registry[*v1.BackupPolicy]
+	Points       *Registry[*v1.RestorePoint] // read from their vaults, never written
+	records      *Registry[*v1.BackupRecord]
+	points       *pointView
+	backups      *scheduler
+	browsing     browsers
+	own          *ownVault // nil: this manager serves no repositories
+	macs         *Registry[*v1.MACClaim]
+	joinKeys     *Registry[*v1.Join]
+	clusters     *store.Collection[*v1.Cluster]
+	cluster      *v1.Cluster // as it was at the start: what never changes
+	board        *board
 
 	// admission is held over "look at what is used, then give it away"; taken by exclusive.
 	admission sync.Mutex
@@ -118,6 +128,9 @@ func Open(ctx context.Context, cfg Config) (m *Manager, err error) {
 	m.nodes = newNodes(m)
 	m.board = newBoard(m)
 	m.Ports = &Registry[*v1.Port]{kind: resource.KindPort, cache: m.board.view, clk: cfg.Clock, zero: (*v1.Port)(nil).ProtoReflect().New().Interface().(*v1.Port)}
+	m.points = newPointView(m)
+	m.Points = &Registry[*v1.RestorePoint]{kind: resource.KindPoint, cache: m.points.view, clk: cfg.Clock, zero: (*v1.RestorePoint)(nil).ProtoReflect().New().Interface().(*v1.RestorePoint)}
+	m.backups = newScheduler(m)
 	m.tasks = task.New(task.Config{Store: m.Tasks.coll, Handlers: m.handlers(), Clock: cfg.Clock, Logger: m.log, Log: m.taskLog})
 	return m, nil
 }
@@ -136,6 +149,9 @@ func (m *Manager) openRegistries(ctx context.Context) error {
 		open(ctx, &m.Tasks, m, resource.KindTask, nil),
 		open(ctx, &m.Users, m, resource.KindUser, func(u *v1.User) { u.Spec.PasswordHash = "" }),
 		open(ctx, &m.Tokens, m, resource.KindToken, func(t *v1.Token) { t.Spec.SecretHash = nil }),
+		open(ctx, &m.Repositories, m, resource.KindRepository, nil),
+		open(ctx, &m.Policies, m, resource.KindPolicy, m.showPolicy),
+		open(ctx, &m.records, m, kindRecord, nil),
 		open(ctx, &m.macs, m, kindMAC, nil),
 		open(ctx, &m.joinKeys, m, kindJoin, nil),
 		m.openCluster(ctx, c.Now()),
@@ -174,6 +190,7 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	for _, run := range []func(context.Context) error{
 		m.Sites.cache.Run, m.Hosts.cache.Run, m.Datastores.cache.Run, m.Networks.cache.Run, m.Profiles.cache.Run, m.Images.cache.Run, m.VMs.cache.Run,
 		m.Snapshots.cache.Run, m.Tasks.cache.Run, m.Users.cache.Run, m.Tokens.cache.Run, m.macs.cache.Run, m.joinKeys.cache.Run,
+		m.Repositories.cache.Run, m.Policies.cache.Run, m.records.cache.Run,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -181,6 +198,7 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 		m.Sites.cache.WaitRevision, m.Hosts.cache.WaitRevision, m.Datastores.cache.WaitRevision, m.Networks.cache.WaitRevision,
 		m.Profiles.cache.WaitRevision, m.Images.cache.WaitRevision, m.VMs.cache.WaitRevision, m.Snapshots.cache.WaitRevision, m.Tasks.cache.WaitRevision,
 		m.Users.cache.WaitRevision, m.Tokens.cache.WaitRevision, m.macs.cache.WaitRevision, m.joinKeys.cache.WaitRevision,
+		m.Repositories.cache.WaitRevision, m.Policies.cache.WaitRevision, m.records.cache.WaitRevision,
 	} {
 		if err := wait(ctx, 1); err != nil {
 			return ended(g, cancel, err)
@@ -195,7 +213,9 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	if err := m.board.wait(ctx); err != nil {
 		return ended(g, cancel, err)
 	}
+	g.Go(func() error { return m.points.run(ctx) })
 	g.Go(func() error { return m.tasks.Run(ctx) })
+	g.Go(func() error { return m.backups.run(ctx) })
 	g.Go(func() error { return m.watchHosts(ctx) })
 	g.Go(func() error { return m.collectGarbage(ctx) })
 	g.Go(func() error { return m.identity.Keep(ctx, m.cfg.Clock, m.log, m.renewOwn) })

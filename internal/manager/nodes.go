@@ -24,6 +24,7 @@ type node struct {
 	uid, address string
 	http         *http.Client
 	api          droverv1connect.NodeServiceClient
+	vault        droverv1connect.VaultServiceClient
 }
 
 func newNodes(m *Manager) *nodes { return &nodes{m: m, open: map[string]*node{}} }
@@ -60,6 +61,7 @@ func (n *nodes) node(host string) (*node, error) {
 	}
 	hc := rpc.TLSClient(cfg)
 	c := &node{uid: h.Meta.Uid, address: addr, http: hc, api: droverv1connect.NewNodeServiceClient(hc, "https://"+addr, rpc.ClientOptions()...)}
+	c.vault = droverv1connect.NewVaultServiceClient(hc, "https://"+addr, rpc.ClientOptions()...)
 	if old := n.open[host]; old != nil {
 		old.http.CloseIdleConnections()
 	}

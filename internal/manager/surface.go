@@ -47,6 +47,12 @@ func (m *Manager) Object(kind, name string) proto.Message {
 		return get(m.Tasks, name)
 	case resource.KindUser:
 		return get(m.Users, name)
+	case resource.KindRepository:
+		return get(m.Repositories, name)
+	case resource.KindPolicy:
+		return get(m.Policies, name)
+	case resource.KindPoint:
+		return get(m.Points, name)
 	case resource.KindDisk:
 		if d, err := m.Disks.Get(name); err == nil {
 			return d
@@ -128,6 +134,7 @@ func (m *Manager) Count() Counts {
 		resource.KindSite: m.Sites.cache.Len(), resource.KindHost: m.Hosts.cache.Len(), resource.KindDatastore: m.Datastores.cache.Len(),
 		resource.KindNetwork: m.Networks.cache.Len(), resource.KindImage: m.Images.cache.Len(), resource.KindVM: m.VMs.cache.Len(),
 		resource.KindSnapshot: m.Snapshots.cache.Len(), resource.KindTask: m.Tasks.cache.Len(), resource.KindProfile: m.Profiles.cache.Len(),
+		resource.KindRepository: m.Repositories.cache.Len(), resource.KindPolicy: m.Policies.cache.Len(), resource.KindPoint: m.points.view.Len(),
 	}, Ports: map[string]int{}, Registrations: m.board.regs.Len()}
 	ports, _ := m.board.view.List()
 	for _, p := range ports {

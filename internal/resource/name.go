@@ -31,6 +31,10 @@ const (
 	KindToken     Kind = "token"
 	KindProfile   Kind = "profile"
 	KindPort      Kind = "port"
+
+	KindRepository Kind = "repository"
+	KindPolicy     Kind = "policy"
+	KindPoint      Kind = "point"
 )
 
 var (
