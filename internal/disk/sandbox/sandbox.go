@@ -24,6 +24,7 @@ type Box struct {
 	CPU     time.Duration // CPU time; 0 means 2 hours
 	Timeout time.Duration // wall time; 0 means 6 hours
 	MaxFile int64         // bytes that one output file may reach; 0 means 64 TiB
+	Gentle  bool          // ask the tool to end (SIGTERM) when the context does, and kill it 5 seconds later
 }
 
 func (b Box) withDefaults() Box {
@@ -100,6 +101,9 @@ func (b Box) Run(ctx context.Context, tool IO, files []*os.File, argv ...string)
 	said := &tail{}
 	cmd.Stderr = said
 	cmd.WaitDelay = 5 * time.Second
+	if b.Gentle {
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true,
 		Credential: &syscall.Credential{Uid: uint32(b.UID), Gid: uint32(b.UID)},
