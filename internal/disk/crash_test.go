@@ -31,6 +31,7 @@ var operations = map[string]func(ctx context.Context, s *Store) error{
 	"full clone":   func(ctx context.Context, s *Store) error { return s.FullClone(ctx, "a", "", "new") },
 	"delete vm":    func(ctx context.Context, s *Store) error { return s.DeleteVM(ctx, "c") },
 	"delete disk":  func(ctx context.Context, s *Store) error { return s.DeleteDisk(ctx, "a", "root") },
+	"replace":      replaceRoot,
 	"delete snapshot": func(ctx context.Context, s *Store) error {
 		if _, err := s.DeleteSnapshot(ctx, "a", "s2", false); err != nil {
 			return err

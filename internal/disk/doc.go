@@ -4,7 +4,8 @@
 //
 // Images are cached once, read-only, by the SHA-256 of their bytes. A VM's disk is a chain of files, its layers: the
 // active one on top, frozen ones below, perhaps an image at the bottom. Snapshots and linked clones hold on to layers;
-// what nobody holds is dropped or merged.
+// what nobody holds is dropped or merged. A restored disk is filled apart, and takes the place of the old one at one moment;
+// one that is used before it is whole stands on a remote base.
 //
 // # Layout
 //
@@ -18,7 +19,7 @@
 // # Main types
 //
 // Store is an open datastore; Chain gives a disk's Layers from the active one down; Merge is what remains to be folded
-// after a snapshot went.
+// after a snapshot went; Fresh is a disk that is being filled.
 //
 // # Invariants
 //

@@ -20,6 +20,7 @@ type Layer struct {
 	Format string // "qcow2" or "raw"
 	Size   int64  // virtual, bytes; 0 for an image
 	Active bool   // the one that the VM writes to
+	Remote bool   // no file: read over the network; ID is what Remote.ID was
 }
 
 // Chain lists a disk's layers from the active one down to the base.
@@ -64,6 +65,8 @@ func (s *Store) chain(m *manifest, id string) ([]Layer, error) {
 		switch {
 		case p == nil:
 			return out, nil
+		case p.Remote != "":
+			return append(out, Layer{VM: m.VM, ID: p.Remote, Format: "raw", Remote: true}), nil
 		case p.Image != "":
 			return append(out, Layer{ID: p.Image, File: "images/" + p.Image, Format: "qcow2"}), nil
 		case p.VM != "":
@@ -79,6 +82,9 @@ func (s *Store) chain(m *manifest, id string) ([]Layer, error) {
 
 // OpenLayer opens a layer's file; it never follows a symbolic link. Images are never opened for writing.
 func (s *Store) OpenLayer(l Layer, write bool) (*os.File, error) {
+	if l.Remote {
+		return nil, fmt.Errorf("a disk of VM %s: %w: it is being restored, and not all of it is here", l.VM, ErrBusy)
+	}
 	flag := os.O_RDONLY
 	if write {
 		if l.VM == "" {

@@ -38,11 +38,13 @@ type layer struct {
 	Merging string `json:"merging,omitempty"` // the child that a live merge folds together with this layer
 }
 
-// ref names what lies below a layer: an image of the datastore, or a layer of this VM (VM empty) or another.
+// ref names what lies below a layer: an image of the datastore, a layer of this VM (VM empty) or another, or a base that is
+// read over the network.
 type ref struct {
-	Image string `json:"image,omitempty"`
-	VM    string `json:"vm,omitempty"`
-	Layer string `json:"layer,omitempty"`
+	Image  string `json:"image,omitempty"`
+	VM     string `json:"vm,omitempty"`
+	Layer  string `json:"layer,omitempty"`
+	Remote string `json:"remote,omitempty"`
 }
 
 type snapshot struct {
@@ -117,6 +119,10 @@ func parseManifest(vm string, b []byte) (*manifest, error) {
 		files[l.File] = true
 		if p := l.Parent; p != nil {
 			switch {
+			case p.Remote != "":
+				if p.Image != "" || p.VM != "" || p.Layer != "" || !remotePattern.MatchString(p.Remote) {
+					return nil, fmt.Errorf("layer %s has a damaged parent", id)
+				}
 			case p.Image != "" && (p.Layer != "" || p.VM != "" || !imagePattern.MatchString(p.Image)),
 				p.Image == "" && !layerPattern.MatchString(p.Layer),
 				p.VM != "" && !idPattern.MatchString(p.VM),

@@ -92,8 +92,18 @@ func (s *Store) snapshot(ctx context.Context, vm, snap string, pending bool) (er
 	return s.save(m)
 }
 
-// settled refuses while something that QEMU takes part in is half done.
+// settled refuses while something that QEMU takes part in is half done, or a disk is not all here.
 func (m *manifest) settled() error {
+	for _, l := range m.Layers {
+		if l.Parent != nil && l.Parent.Remote != "" {
+			return fmt.Errorf("vm %s: %w: it is being restored, and not all of its disks is here yet", m.VM, ErrBusy)
+		}
+	}
+	return m.quiet()
+}
+
+// quiet is settled without regard to remote bases.
+func (m *manifest) quiet() error {
 	for name, sn := range m.Snapshots {
 		if sn.Pending {
 			return fmt.Errorf("vm %s: %w: the snapshot %s is under way", m.VM, ErrBusy, name)
