@@ -305,7 +305,7 @@ func (a *App) policyPreviewCommand() *cobra.Command {
 			if !a.people() {
 				return a.printMessage(p)
 			}
-			return a.printPreview(p)
+			return a.printPolicyPreview(p)
 		}),
 	}
 	cmd.Flags().StringVar(&horizon, "for", "24h", "how far to look ahead, such as 24h or 7d")
@@ -313,7 +313,7 @@ func (a *App) policyPreviewCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *App) printPreview(p *v1.PolicyPreview) error {
+func (a *App) printPolicyPreview(p *v1.PolicyPreview) error {
 	when := func(t interface{ AsTime() time.Time }) string {
 		return t.AsTime().Local().Format("Mon 2006-01-02 15:04")
 	}
