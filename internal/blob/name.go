@@ -39,14 +39,14 @@ func begin(ctx context.Context, name string) error {
 		return err
 	}
 	if !ValidName(name) {
-		return fmt.Errorf("object name %q: want a path of a-z, 0-9, dot, underscore and hyphen, of at most 200 characters, not under tmp", name)
+		return permanent{fmt.Errorf("object name %q: want a path of a-z, 0-9, dot, underscore and hyphen, of at most 200 characters, not under tmp", name)}
 	}
 	return nil
 }
 
 // errEnded is a mistake of the caller.
-var errEnded = errors.New("the object's writing has ended")
+var errEnded = error(permanent{errors.New("the object's writing has ended")})
 
 func tooLong(name string, size, limit int64) error {
-	return fmt.Errorf("read %s: it has %d bytes, at most %d were expected", name, size, limit)
+	return permanent{fmt.Errorf("read %s: it has %d bytes, at most %d were expected", name, size, limit)}
 }
