@@ -1414,6 +1414,414 @@ func (x *Keep) GetLabels() map[string]string {
 	return nil
 }
 
+// Checkpoint is the state after a transaction, object checkpoint/SEQ.
+type Checkpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seq   int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// SHA-256 of log/SEQ.
+	Hash          []byte               `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Packs         []*CheckpointPack    `protobuf:"bytes,3,rep,name=packs,proto3" json:"packs,omitempty"`
+	Points        []*CheckpointPoint   `protobuf:"bytes,4,rep,name=points,proto3" json:"points,omitempty"`
+	Sessions      []*CheckpointSession `protobuf:"bytes,5,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	Condemnations []*Condemnation      `protobuf:"bytes,6,rep,name=condemnations,proto3" json:"condemnations,omitempty"`
+	// Dropped but not yet told to be deleted, and orphans among them.
+	Doomed     [][]byte `protobuf:"bytes,7,rep,name=doomed,proto3" json:"doomed,omitempty"`
+	Generation int32    `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"`
+	Marks      []*Mark  `protobuf:"bytes,9,rep,name=marks,proto3" json:"marks,omitempty"`
+	Require    *Require `protobuf:"bytes,10,opt,name=require,proto3" json:"require,omitempty"`
+	// A transaction of a kind that its writer did not know came before.
+	Newer bool `protobuf:"varint,11,opt,name=newer,proto3" json:"newer,omitempty"`
+	// Where packs that are no more went: Moved of each.
+	Moved         []*Moved `protobuf:"bytes,12,rep,name=moved,proto3" json:"moved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checkpoint) Reset() {
+	*x = Checkpoint{}
+	mi := &file_ledger_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpoint) ProtoMessage() {}
+
+func (x *Checkpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
+func (*Checkpoint) Descriptor() ([]byte, []int) {
+	return file_ledger_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Checkpoint) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetPacks() []*CheckpointPack {
+	if x != nil {
+		return x.Packs
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetPoints() []*CheckpointPoint {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetSessions() []*CheckpointSession {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetCondemnations() []*Condemnation {
+	if x != nil {
+		return x.Condemnations
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetDoomed() [][]byte {
+	if x != nil {
+		return x.Doomed
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetGeneration() int32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetMarks() []*Mark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetRequire() *Require {
+	if x != nil {
+		return x.Require
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetNewer() bool {
+	if x != nil {
+		return x.Newer
+	}
+	return false
+}
+
+func (x *Checkpoint) GetMoved() []*Moved {
+	if x != nil {
+		return x.Moved
+	}
+	return nil
+}
+
+type CheckpointPack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pack  *Pack                  `protobuf:"bytes,1,opt,name=pack,proto3" json:"pack,omitempty"`
+	// SEQ that added it.
+	Added int64 `protobuf:"varint,2,opt,name=added,proto3" json:"added,omitempty"`
+	// SEQ that condemned it; 0: it is live.
+	Condemned     int64 `protobuf:"varint,3,opt,name=condemned,proto3" json:"condemned,omitempty"`
+	Damaged       bool  `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointPack) Reset() {
+	*x = CheckpointPack{}
+	mi := &file_ledger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointPack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointPack) ProtoMessage() {}
+
+func (x *CheckpointPack) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointPack.ProtoReflect.Descriptor instead.
+func (*CheckpointPack) Descriptor() ([]byte, []int) {
+	return file_ledger_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CheckpointPack) GetPack() *Pack {
+	if x != nil {
+		return x.Pack
+	}
+	return nil
+}
+
+func (x *CheckpointPack) GetAdded() int64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *CheckpointPack) GetCondemned() int64 {
+	if x != nil {
+		return x.Condemned
+	}
+	return 0
+}
+
+func (x *CheckpointPack) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
+	}
+	return false
+}
+
+type CheckpointPoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Point *Point                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	// SEQ that made it, and that forgot it (0: it is there).
+	Committed     int64 `protobuf:"varint,2,opt,name=committed,proto3" json:"committed,omitempty"`
+	Forgotten     int64 `protobuf:"varint,3,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	Keep          bool  `protobuf:"varint,4,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointPoint) Reset() {
+	*x = CheckpointPoint{}
+	mi := &file_ledger_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointPoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointPoint) ProtoMessage() {}
+
+func (x *CheckpointPoint) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointPoint.ProtoReflect.Descriptor instead.
+func (*CheckpointPoint) Descriptor() ([]byte, []int) {
+	return file_ledger_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CheckpointPoint) GetPoint() *Point {
+	if x != nil {
+		return x.Point
+	}
+	return nil
+}
+
+func (x *CheckpointPoint) GetCommitted() int64 {
+	if x != nil {
+		return x.Committed
+	}
+	return 0
+}
+
+func (x *CheckpointPoint) GetForgotten() int64 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
+func (x *CheckpointPoint) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type CheckpointSession struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Begin *Begin                 `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
+	// SEQ of begin and of its last transaction, and that one's time.
+	Began         int64                  `protobuf:"varint,2,opt,name=began,proto3" json:"began,omitempty"`
+	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointSession) Reset() {
+	*x = CheckpointSession{}
+	mi := &file_ledger_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointSession) ProtoMessage() {}
+
+func (x *CheckpointSession) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointSession.ProtoReflect.Descriptor instead.
+func (*CheckpointSession) Descriptor() ([]byte, []int) {
+	return file_ledger_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CheckpointSession) GetBegin() *Begin {
+	if x != nil {
+		return x.Begin
+	}
+	return nil
+}
+
+func (x *CheckpointSession) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *CheckpointSession) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *CheckpointSession) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+// Condemnation is a condemn whose packs are not all dropped.
+type Condemnation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Seq   int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Sessions that were open and still are.
+	Open [][]byte `protobuf:"bytes,2,rep,name=open,proto3" json:"open,omitempty"`
+	// SEQ of the last commit by one of them.
+	LastCommit    int64 `protobuf:"varint,3,opt,name=last_commit,json=lastCommit,proto3" json:"last_commit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condemnation) Reset() {
+	*x = Condemnation{}
+	mi := &file_ledger_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condemnation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condemnation) ProtoMessage() {}
+
+func (x *Condemnation) ProtoReflect() protoreflect.Message {
+	mi := &file_ledger_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condemnation.ProtoReflect.Descriptor instead.
+func (*Condemnation) Descriptor() ([]byte, []int) {
+	return file_ledger_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Condemnation) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Condemnation) GetOpen() [][]byte {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *Condemnation) GetLastCommit() int64 {
+	if x != nil {
+		return x.LastCommit
+	}
+	return 0
+}
+
 var File_ledger_proto protoreflect.FileDescriptor
 
 const file_ledger_proto_rawDesc = "" +
@@ -1522,7 +1930,44 @@ const file_ledger_proto_rawDesc = "" +
 	"\x06labels\x18\x03 \x03(\v2\".drover.ledger.v1.Keep.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B*Z(drover/internal/chunkstore/ledger;ledgerb\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x04\n" +
+	"\n" +
+	"Checkpoint\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x126\n" +
+	"\x05packs\x18\x03 \x03(\v2 .drover.ledger.v1.CheckpointPackR\x05packs\x129\n" +
+	"\x06points\x18\x04 \x03(\v2!.drover.ledger.v1.CheckpointPointR\x06points\x12?\n" +
+	"\bsessions\x18\x05 \x03(\v2#.drover.ledger.v1.CheckpointSessionR\bsessions\x12D\n" +
+	"\rcondemnations\x18\x06 \x03(\v2\x1e.drover.ledger.v1.CondemnationR\rcondemnations\x12\x16\n" +
+	"\x06doomed\x18\a \x03(\fR\x06doomed\x12\x1e\n" +
+	"\n" +
+	"generation\x18\b \x01(\x05R\n" +
+	"generation\x12,\n" +
+	"\x05marks\x18\t \x03(\v2\x16.drover.ledger.v1.MarkR\x05marks\x123\n" +
+	"\arequire\x18\n" +
+	" \x01(\v2\x19.drover.ledger.v1.RequireR\arequire\x12\x14\n" +
+	"\x05newer\x18\v \x01(\bR\x05newer\x12-\n" +
+	"\x05moved\x18\f \x03(\v2\x17.drover.ledger.v1.MovedR\x05moved\"\x8a\x01\n" +
+	"\x0eCheckpointPack\x12*\n" +
+	"\x04pack\x18\x01 \x01(\v2\x16.drover.ledger.v1.PackR\x04pack\x12\x14\n" +
+	"\x05added\x18\x02 \x01(\x03R\x05added\x12\x1c\n" +
+	"\tcondemned\x18\x03 \x01(\x03R\tcondemned\x12\x18\n" +
+	"\adamaged\x18\x04 \x01(\bR\adamaged\"\x90\x01\n" +
+	"\x0fCheckpointPoint\x12-\n" +
+	"\x05point\x18\x01 \x01(\v2\x17.drover.ledger.v1.PointR\x05point\x12\x1c\n" +
+	"\tcommitted\x18\x02 \x01(\x03R\tcommitted\x12\x1c\n" +
+	"\tforgotten\x18\x03 \x01(\x03R\tforgotten\x12\x12\n" +
+	"\x04keep\x18\x04 \x01(\bR\x04keep\"\x9c\x01\n" +
+	"\x11CheckpointSession\x12-\n" +
+	"\x05begin\x18\x01 \x01(\v2\x17.drover.ledger.v1.BeginR\x05begin\x12\x14\n" +
+	"\x05began\x18\x02 \x01(\x03R\x05began\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x03R\x04last\x12.\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"U\n" +
+	"\fCondemnation\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x12\n" +
+	"\x04open\x18\x02 \x03(\fR\x04open\x12\x1f\n" +
+	"\vlast_commit\x18\x03 \x01(\x03R\n" +
+	"lastCommitB*Z(drover/internal/chunkstore/ledger;ledgerb\x06proto3"
 
 var (
 	file_ledger_proto_rawDescOnce sync.Once
@@ -1536,7 +1981,7 @@ func file_ledger_proto_rawDescGZIP() []byte {
 	return file_ledger_proto_rawDescData
 }
 
-var file_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_ledger_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_ledger_proto_goTypes = []any{
 	(*Transaction)(nil),           // 0: drover.ledger.v1.Transaction
 	(*Begin)(nil),                 // 1: drover.ledger.v1.Begin
@@ -1556,12 +2001,17 @@ var file_ledger_proto_goTypes = []any{
 	(*Mark)(nil),                  // 15: drover.ledger.v1.Mark
 	(*Require)(nil),               // 16: drover.ledger.v1.Require
 	(*Keep)(nil),                  // 17: drover.ledger.v1.Keep
-	nil,                           // 18: drover.ledger.v1.Point.LabelsEntry
-	nil,                           // 19: drover.ledger.v1.Keep.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Checkpoint)(nil),            // 18: drover.ledger.v1.Checkpoint
+	(*CheckpointPack)(nil),        // 19: drover.ledger.v1.CheckpointPack
+	(*CheckpointPoint)(nil),       // 20: drover.ledger.v1.CheckpointPoint
+	(*CheckpointSession)(nil),     // 21: drover.ledger.v1.CheckpointSession
+	(*Condemnation)(nil),          // 22: drover.ledger.v1.Condemnation
+	nil,                           // 23: drover.ledger.v1.Point.LabelsEntry
+	nil,                           // 24: drover.ledger.v1.Keep.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
 }
 var file_ledger_proto_depIdxs = []int32{
-	20, // 0: drover.ledger.v1.Transaction.time:type_name -> google.protobuf.Timestamp
+	25, // 0: drover.ledger.v1.Transaction.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: drover.ledger.v1.Transaction.begin:type_name -> drover.ledger.v1.Begin
 	3,  // 2: drover.ledger.v1.Transaction.add:type_name -> drover.ledger.v1.Add
 	4,  // 3: drover.ledger.v1.Transaction.commit:type_name -> drover.ledger.v1.Commit
@@ -1579,18 +2029,29 @@ var file_ledger_proto_depIdxs = []int32{
 	2,  // 15: drover.ledger.v1.Commit.packs:type_name -> drover.ledger.v1.Pack
 	7,  // 16: drover.ledger.v1.Commit.points:type_name -> drover.ledger.v1.Point
 	5,  // 17: drover.ledger.v1.Disk.root:type_name -> drover.ledger.v1.Place
-	20, // 18: drover.ledger.v1.Point.time:type_name -> google.protobuf.Timestamp
+	25, // 18: drover.ledger.v1.Point.time:type_name -> google.protobuf.Timestamp
 	6,  // 19: drover.ledger.v1.Point.disks:type_name -> drover.ledger.v1.Disk
 	5,  // 20: drover.ledger.v1.Point.description:type_name -> drover.ledger.v1.Place
-	18, // 21: drover.ledger.v1.Point.labels:type_name -> drover.ledger.v1.Point.LabelsEntry
+	23, // 21: drover.ledger.v1.Point.labels:type_name -> drover.ledger.v1.Point.LabelsEntry
 	11, // 22: drover.ledger.v1.Condemn.packs:type_name -> drover.ledger.v1.Moved
 	2,  // 23: drover.ledger.v1.Condemn.added:type_name -> drover.ledger.v1.Pack
-	19, // 24: drover.ledger.v1.Keep.labels:type_name -> drover.ledger.v1.Keep.LabelsEntry
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	24, // 24: drover.ledger.v1.Keep.labels:type_name -> drover.ledger.v1.Keep.LabelsEntry
+	19, // 25: drover.ledger.v1.Checkpoint.packs:type_name -> drover.ledger.v1.CheckpointPack
+	20, // 26: drover.ledger.v1.Checkpoint.points:type_name -> drover.ledger.v1.CheckpointPoint
+	21, // 27: drover.ledger.v1.Checkpoint.sessions:type_name -> drover.ledger.v1.CheckpointSession
+	22, // 28: drover.ledger.v1.Checkpoint.condemnations:type_name -> drover.ledger.v1.Condemnation
+	15, // 29: drover.ledger.v1.Checkpoint.marks:type_name -> drover.ledger.v1.Mark
+	16, // 30: drover.ledger.v1.Checkpoint.require:type_name -> drover.ledger.v1.Require
+	11, // 31: drover.ledger.v1.Checkpoint.moved:type_name -> drover.ledger.v1.Moved
+	2,  // 32: drover.ledger.v1.CheckpointPack.pack:type_name -> drover.ledger.v1.Pack
+	7,  // 33: drover.ledger.v1.CheckpointPoint.point:type_name -> drover.ledger.v1.Point
+	1,  // 34: drover.ledger.v1.CheckpointSession.begin:type_name -> drover.ledger.v1.Begin
+	25, // 35: drover.ledger.v1.CheckpointSession.time:type_name -> google.protobuf.Timestamp
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_ledger_proto_init() }
@@ -1619,7 +2080,7 @@ func file_ledger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ledger_proto_rawDesc), len(file_ledger_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
