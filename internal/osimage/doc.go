@@ -3,12 +3,12 @@
 // # Purpose
 //
 // `drover image build tiny` makes a kernel image that boots in about two seconds without KVM and answers a test's questions;
-// `drover image build debian` makes a Debian 12 cloud image. Both use the machine's own apt configuration, so they work wherever apt works.
+// `drover image build debian` makes a Debian 12 cloud image; `drover image build helper` the VM that reads files of restore points. All use the machine's own apt configuration, so they work wherever apt works.
 //
 // # Main types
 //
 //   - Options: where builds are kept, who hears of progress.
-//   - Tiny, Debian: what to build. Result: the file.
+//   - Tiny, Debian, Helper: what to build. Result: the file.
 //   - MissingError: a tool or package that the machine lacks, and how to get it.
 //
 // # Invariants
@@ -24,5 +24,5 @@
 //
 // # Not here
 //
-// The kernel image's format (kernelimage), what runs in the tiny guest (tinyinit), storing images (the image library).
+// The kernel image's format (kernelimage), what runs in the tiny guest (tinyinit) and in the helper (helperinit), storing images (the image library).
 package osimage

@@ -3,9 +3,7 @@ package osimage
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -159,6 +157,12 @@ func packInitramfs(init, busybox []byte, applets []string, mods []*kmod) ([]byte
 			recs = append(recs, cpio.Symlink("bin/"+a, "busybox"))
 		}
 	}
+	return packCPIO(append(recs, moduleRecords(mods)...))
+}
+
+// moduleRecords are the modules and their list: lines of name, file, needed modules and aliases.
+func moduleRecords(mods []*kmod) []cpio.Record {
+	var recs []cpio.Record
 	var list strings.Builder
 	for _, m := range mods {
 		deps := strings.Join(m.deps, ",")
@@ -169,7 +173,11 @@ func packInitramfs(init, busybox []byte, applets []string, mods []*kmod) ([]byte
 		fmt.Fprintln(&list, strings.Join(append([]string{m.name, "/" + file, deps}, m.aliases...), " "))
 		recs = append(recs, cpio.StaticFile(file, string(m.data), 0o644))
 	}
-	recs = append(recs, cpio.StaticFile("modules/list", list.String(), 0o644))
+	return append(recs, cpio.StaticFile("modules/list", list.String(), 0o644))
+}
+
+// packCPIO writes the same archive for the same records.
+func packCPIO(recs []cpio.Record) ([]byte, error) {
 	var buf bytes.Buffer
 	w := cpio.Newc.Writer(&buf)
 	for i, rec := range recs {
@@ -213,30 +221,22 @@ func initFiles() map[string][]byte {
 	return out
 }
 
-func sourceHash() string {
-	files := initFiles()
-	var names []string
-	for n := range files {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	h := sha256.New()
-	for _, n := range names {
-		fmt.Fprintf(h, "%s %d\n", n, len(files[n]))
-		h.Write(files[n])
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
+func sourceHash() string { return hashOf(initFiles()) }
 
 func (b *build) compileInit(ctx context.Context, goTool string) ([]byte, error) {
-	dir := filepath.Join(b.work, "tinyinit")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	files := initFiles()
-	files["go.mod"] = []byte("module tinyinit\n\ngo 1.22\n")
+	return b.compile(ctx, goTool, "tinyinit", "tinyinit", initFiles())
+}
+
+// compile builds a program from sources that use the standard library and themselves alone.
+func (b *build) compile(ctx context.Context, goTool, name, module string, files map[string][]byte) ([]byte, error) {
+	dir := filepath.Join(b.work, name)
+	files["go.mod"] = []byte("module " + module + "\n\ngo 1.22\n")
 	for n, data := range files {
-		if err := os.WriteFile(filepath.Join(dir, n), data, 0o644); err != nil {
+		path := filepath.Join(dir, n)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return nil, err
 		}
 	}
