@@ -185,7 +185,7 @@ func (r *Repository) record(ctx context.Context, at place, id ID) ([]byte, error
 
 // page reads a page, from memory if it was used lately.
 func (r *Repository) page(ctx context.Context, at place, id ID) (*page, error) {
-	if p, ok := r.pages.get(id); ok {
+	if p, ok := r.pages.get(entry{id, at}); ok {
 		return p, nil
 	}
 	b, err := r.record(ctx, at, id)
@@ -201,7 +201,7 @@ func (r *Repository) page(ctx context.Context, at place, id ID) (*page, error) {
 	if p.id(sc.hasher) != id {
 		return nil, fmt.Errorf("a page in pack %s: %w: it is another", at.pack, ErrDamaged)
 	}
-	r.pages.put(id, p)
+	r.pages.put(entry{id, at}, p)
 	return p, nil
 }
 

@@ -73,7 +73,7 @@ type Repository struct {
 	scratches sync.Pool
 	runs      sync.Pool // *runBuffer
 	footers   *cache[PackID, *footer]
-	pages     *cache[ID, *page]
+	pages     *cache[entry, *page] // by id and place: where the blocks of two pages of one id are is not the same
 
 	randomMu sync.Mutex
 
@@ -226,7 +226,7 @@ func open(ctx context.Context, st blob.Store, c *keys.Config, master []byte, o O
 	o.Clock = o.clock()
 	r := &Repository{
 		store: st, o: o, config: c, raw: c.RawID(), ring: keys.NewRing(c, master), log: o.Log,
-		footers: newCache[PackID, *footer](64), pages: newCache[ID, *page](512), indexTurn: make(chan struct{}, 1),
+		footers: newCache[PackID, *footer](64), pages: newCache[entry, *page](512), indexTurn: make(chan struct{}, 1),
 	}
 	r.scratches.New = func() any { return r.newScratch() }
 	r.runs.New = func() any { return &runBuffer{} }

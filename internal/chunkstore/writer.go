@@ -214,7 +214,7 @@ func (w *DiskWriter) load(ctx context.Context, l *leaf, again *entry) error {
 	}
 	// It was written away: what stands there is all of it.
 	if !again.id.Zero() {
-		p, ok := w.s.r.pages.get(again.id)
+		p, ok := w.s.r.pages.get(*again)
 		if !ok {
 			if err := w.s.meta.flush(); err != nil {
 				return err
@@ -281,7 +281,7 @@ func (w *DiskWriter) store(ctx context.Context, p *page, level int, i int64) (en
 		if err != nil {
 			return entry{}, err
 		}
-		if pid == id {
+		if pid == id && w.sameAsParent(ctx, p, level, i, pid, at) {
 			return entry{id, at}, nil
 		}
 	}
@@ -292,6 +292,21 @@ func (w *DiskWriter) store(ctx context.Context, p *page, level int, i int64) (en
 	}
 	w.paged.Add(int64(n))
 	return entry{id, at}, nil
+}
+
+// sameAsParent reports whether a page with the id of the parent's also has its blocks in the same places. If not, some were stored anew, because
+// the old place is damaged or condemned: then the new ones count, and the page is stored anew too. So is one that can not be read.
+func (w *DiskWriter) sameAsParent(ctx context.Context, p *page, level int, i int64, id ID, at place) bool {
+	base, err := w.parent.load(ctx, level, i, id, at)
+	if err != nil || base.n != p.n {
+		return false
+	}
+	for k := range p.n {
+		if !p.ids[k].Zero() && p.places[k] != base.places[k] {
+			return false
+		}
+	}
+	return true
 }
 
 // Put stores a block: block size bytes, but for the disk's last, which may be shorter. The buffer is the caller's again on return.
