@@ -108,6 +108,8 @@ func (o RetryOptions) put(ctx context.Context, attempt func() error, same func()
 			return fmt.Errorf("%w: %w", ErrExists, err)
 		case errors.Is(serr, ErrNotFound) && errors.Is(err, ErrExists):
 			return permanent{fmt.Errorf("the object came and went: %w", serr)}
+		case errors.Is(err, ErrExists):
+			return serr // whose it is nobody knows yet
 		}
 		return err
 	})

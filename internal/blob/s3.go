@@ -139,7 +139,7 @@ func (s *S3) ReadAt(ctx context.Context, name string, p []byte, off int64) error
 	if len(p) == 0 {
 		n, err := s.Size(ctx, name)
 		if err == nil && off > n {
-			err = s.fail("read", name, io.ErrUnexpectedEOF)
+			err = s.short(name)
 		}
 		return err
 	}
@@ -156,18 +156,15 @@ func (s *S3) ReadAt(ctx context.Context, name string, p []byte, off int64) error
 		return s.fail("read", name, permanent{fmt.Errorf("the server answered a request for a range from %d with Content-Range %q", off, header.Get("Content-Range"))})
 	}
 	if info.Size >= 0 && info.Size < int64(len(p)) {
-		return s.fail("read", name, io.ErrUnexpectedEOF)
+		return s.short(name)
 	}
 	_, err = io.ReadFull(body, p)
-	return s.fail("read", name, cutOff(err))
+	return s.fail("read", name, err)
 }
 
-// cutOff tells an answer that broke off from an object that is shorter.
-func cutOff(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return errors.New("the connection ended in the middle")
-	}
-	return err
+// short is the error of an object that is shorter than what is asked for. Whatever else ends early is the connection: see fail.
+func (s *S3) short(name string) error {
+	return fmt.Errorf("read %s of %s: %w", name, s, io.ErrUnexpectedEOF)
 }
 
 // Get implements [Store].
@@ -188,7 +185,7 @@ func (s *S3) Get(ctx context.Context, name string, limit int64) ([]byte, error) 
 	}
 	p := make([]byte, info.Size)
 	if _, err := io.ReadFull(body, p); err != nil {
-		return nil, s.fail("read", name, cutOff(err))
+		return nil, s.fail("read", name, err)
 	}
 	return p, nil
 }
@@ -276,8 +273,12 @@ func (s *S3) Extend(ctx context.Context, name string, until time.Time) error {
 	if err := begin(ctx, name); err != nil {
 		return err
 	}
-	_, now, err := s.core.GetObjectRetention(ctx, s.o.Bucket, s.key(name), "")
-	if err == nil && now != nil && !now.Before(until) {
+	// A lock is never shortened, not even on a server that would do it.
+	info, err := s.core.StatObject(ctx, s.o.Bucket, s.key(name), minio.StatObjectOptions{})
+	if err != nil {
+		return s.fail("lock", name, err)
+	}
+	if now, err := time.Parse(time.RFC3339, info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date")); err == nil && !now.Before(until) {
 		return nil
 	}
 	mode := s.mode()
@@ -289,11 +290,22 @@ func (s *S3) Extend(ctx context.Context, name string, until time.Time) error {
 // Space implements [Store]: nobody knows.
 func (s *S3) Space(context.Context) (total, free int64, ok bool, err error) { return 0, 0, false, nil }
 
+// again has the codes of status 400 and 409 that go away: another conditional put is on its way, or bytes were spoilt or lost on theirs.
+var again = map[string]bool{"ConditionalRequestConflict": true, "OperationAborted": true, "BadDigest": true, "IncompleteBody": true, "RequestTimeout": true,
+	"XAmzContentSHA256Mismatch": true, "RequestTimeTooSkewed": true, "InternalError": true, "SlowDown": true}
+
 func (s *S3) fail(op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		err = fmt.Errorf("the connection ended in the middle (%v)", err)
+	}
 	err = fmt.Errorf("%s %s of %s: %w", op, name, s, err)
+	var cert *tls.CertificateVerificationError
+	if errors.As(err, &cert) {
+		return permanent{err}
+	}
 	var r minio.ErrorResponse
 	if !errors.As(err, &r) {
 		return err
@@ -312,21 +324,22 @@ func (s *S3) fail(op, name string, err error) error {
 		return kind(ErrFull)
 	case "AccessDenied", "MethodNotAllowed", "ObjectLocked", "InvalidObjectState", "AllAccessDisabled":
 		return kind(ErrReadOnly)
-	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "NoSuchUpload", "InvalidRequest", "InvalidArgument", "NotImplemented",
-		"ObjectLockConfigurationNotFoundError", "EntityTooLarge":
+	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchUpload", "NotImplemented":
 		return permanent{err}
 	}
-	switch r.StatusCode {
-	case http.StatusNotFound:
+	switch c := r.StatusCode; {
+	case c == http.StatusNotFound:
 		return kind(ErrNotFound)
-	case http.StatusPreconditionFailed:
+	case c == http.StatusPreconditionFailed:
 		return kind(ErrExists)
-	case http.StatusRequestedRangeNotSatisfiable:
+	case c == http.StatusRequestedRangeNotSatisfiable:
 		return kind(io.ErrUnexpectedEOF)
-	case http.StatusInsufficientStorage:
+	case c == http.StatusInsufficientStorage:
 		return kind(ErrFull)
-	case http.StatusForbidden, http.StatusMethodNotAllowed:
+	case c == http.StatusForbidden, c == http.StatusMethodNotAllowed:
 		return kind(ErrReadOnly)
+	case c >= 400 && c < 500 && !again[r.Code] && c != http.StatusRequestTimeout && c != http.StatusTooManyRequests:
+		return permanent{err} // a request that the server does not like is not liked the next time
 	}
 	return err
 }
