@@ -44,28 +44,49 @@ func fail(code wire.Code, format string, args ...any) error {
 
 var errCancelled = &failure{wire.Cancelled, errors.New("cancelled")}
 
-// serve answers on all ports; it returns when one breaks the protocol or fails.
+// serve answers on all ports, when they have appeared; it returns when one breaks the protocol or fails.
 func (m *machine) serve() error {
-	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	done := make(chan error, wire.Ports)
-	n := 0
-	for _, f := range names {
-		b, _ := os.ReadFile(f)
-		if !strings.HasPrefix(strings.TrimSpace(string(b)), wire.PortPrefix) {
-			continue
+	events, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, netlinkUevent)
+	if err != nil {
+		return fmt.Errorf("uevents: %w", err)
+	}
+	defer syscall.Close(events)
+	if err := syscall.Bind(events, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: 1}); err != nil {
+		return fmt.Errorf("uevents: %w", err)
+	}
+	buf := make([]byte, 8<<10)
+	devs := portDevices()
+	for len(devs) < wire.Ports {
+		// An event that was lost is as good as one that came.
+		if _, _, err := syscall.Recvfrom(events, buf, 0); err != nil && err != syscall.EINTR && err != syscall.ENOBUFS {
+			return fmt.Errorf("uevents: %w", err)
 		}
-		p, err := openPort(m, "/dev/"+filepath.Base(filepath.Dir(f)))
+		devs = portDevices()
+	}
+	done := make(chan error, len(devs))
+	for _, dev := range devs {
+		p, err := openPort(m, dev)
 		if err != nil {
 			return err
 		}
-		n++
 		go func() { done <- p.serve() }()
-	}
-	if n == 0 {
-		return errors.New("no ports")
 	}
 	return <-done
 }
+
+// portDevices are the ports that have their name, which they get after their device.
+func portDevices() []string {
+	files, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+	var out []string
+	for _, f := range files {
+		if strings.HasPrefix(strings.TrimSpace(readText(f)), wire.PortPrefix) {
+			out = append(out, "/dev/"+filepath.Base(filepath.Dir(f)))
+		}
+	}
+	return out
+}
+
+const netlinkUevent = 15 // linux/netlink.h NETLINK_KOBJECT_UEVENT
 
 // openPort: a read of the port returns nothing while no host is connected; SIGIO tells when that changes.
 func openPort(m *machine, dev string) (*port, error) {

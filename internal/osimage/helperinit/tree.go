@@ -114,7 +114,11 @@ func entryOfFile(name string, f *os.File) (wire.Entry, error) {
 	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
 		return wire.Entry{}, err
 	}
-	e := entryOf(path.Base("/"+name), &st)
+	base := path.Base(path.Clean("/" + name))
+	if base == "/" {
+		base = "root"
+	}
+	e := entryOf(base, &st)
 	if e.Kind == wire.Symlink {
 		var err error
 		if e.Target, err = readlinkat(int(f.Fd()), ""); err != nil {
