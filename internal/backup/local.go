@@ -267,6 +267,8 @@ func (s *LocalSession) Commit(ctx context.Context, p Point) (Point, error) {
 		return p, err
 	}
 	q := &ledger.Point{Id: id[:], VmUid: p.VMUID, Vm: p.VM, Time: timestamppb.New(p.Time), Labels: p.Labels}
+	// What a host read of its disk, only the host knows: blocks as in the parent never came here.
+	told := p.Read
 	p.Logical, p.Read, p.Lacked, p.Added = 0, 0, 0, 0
 	s.mu.Lock()
 	for _, d := range p.Disks {
@@ -282,6 +284,7 @@ func (s *LocalSession) Commit(ctx context.Context, p Point) (Point, error) {
 		p.Added += f.stats.Packed + f.stats.Pages
 	}
 	s.mu.Unlock()
+	p.Read = max(p.Read, told)
 	q.Logical, q.Added = p.Logical, p.Added
 	b, err := json.Marshal(p)
 	if err != nil {

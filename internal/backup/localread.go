@@ -170,6 +170,9 @@ func extents(list []chunkstore.Extent) []Extent {
 	return out
 }
 
+// ReservedLabel reports whether a label is this package's own.
+func ReservedLabel(key string) bool { return key == attachedTo || key == attachedAs }
+
 // Attach keeps a small file with a point: the result of a test. A second of the same name replaces the first.
 func (l *Local) Attach(ctx context.Context, point, name string, data []byte) error {
 	pid, err := ParsePointID(point)

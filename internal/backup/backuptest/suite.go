@@ -121,7 +121,7 @@ func Write(t testing.TB, r backup.Repository, vm string, img []byte) backup.Poin
 	})
 }
 
-var epoch = time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
+var epoch = time.Date(2021, 5, 6, 7, 8, 9, 0, time.UTC)
 
 func write(t testing.TB, r backup.Repository, vm string, img []byte, o backup.DiskOptions, fill func(w backup.DiskWriter, bs int64) error) backup.Point {
 	t.Helper()
@@ -255,7 +255,6 @@ func testRoundTrip(t *testing.T, r backup.Repository) {
 func testIncremental(t *testing.T, r backup.Repository) {
 	img := Image(1, 9<<20+1000)
 	parent := Write(t, r, "vm", img)
-	bs := blockSize(t, r)
 	for i := range 3 {
 		var dirty []backup.Extent
 		change := func(off, n int64, zero bool) {
@@ -269,7 +268,7 @@ func testIncremental(t *testing.T, r backup.Repository) {
 		}
 		change(1000, 10, false)
 		change(1100, 100_000, false)
-		change(1<<20+int64(i)*bs, 2*bs, true)
+		change(1<<20+int64(i)*BlockSize, 2*BlockSize, true)
 		change(5<<20, 1<<20, false)
 		change(int64(len(img))-20, 20, false)
 		before := Read(t, r, parent.ID, "root")

@@ -18,7 +18,7 @@
 //
 // # Lock order
 //
-// writer.mu and leaves.mu are leaves. pointReader.mu is held while a session is opened again, and by nobody who holds another.
+// session.mu, then writer.mu. leaves.mu is a leaf. pointReader.mu is held while a session is opened again, and by nobody who holds another.
 //
 // # Not here
 //

@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/klauspost/compress/s2"
-	"github.com/klauspost/compress/zstd"
-
 	v1 "drover/api/drover/v1"
 	"drover/internal/backup"
 	"drover/internal/chunkstore/keys"
@@ -304,10 +301,10 @@ func (d *diskReader) fetch(ctx context.Context, runs []int64, wanted []backup.Ex
 
 // tools unpack and check blocks; one goroutine has them at a time.
 type tools struct {
-	hasher *keys.Hasher
-	plain  []byte
-	none   []byte
-	zstd   *zstd.Decoder
+	hasher  *keys.Hasher
+	plain   []byte
+	none    []byte
+	decoder pack.Decoder
 }
 
 func (t *tools) zeros(n int64) []byte {
@@ -336,23 +333,8 @@ func (t *tools) open(b *v1.VaultBlock, size int) ([]byte, error) {
 }
 
 func (t *tools) unpack(b *v1.VaultBlock, size int) ([]byte, error) {
-	switch pack.Codec(b.GetCodec()) {
-	case pack.Raw:
-		return b.GetData(), nil
-	case pack.S2:
-		if n, err := s2.DecodedLen(b.GetData()); err != nil || n != size {
-			return nil, errors.Join(err, fmt.Errorf("it says %d", n))
-		}
-		return s2.Decode(t.plain, b.GetData())
-	case pack.Zstd:
-		if t.zstd == nil {
-			d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(pack.MaxRaw), zstd.WithDecodeAllCapLimit(true))
-			if err != nil {
-				return nil, err
-			}
-			t.zstd = d
-		}
-		return t.zstd.DecodeAll(b.GetData(), t.plain[:0:size])
+	if b.GetCodec() < 0 || b.GetCodec() > 255 {
+		return nil, fmt.Errorf("codec %d", b.GetCodec())
 	}
-	return nil, fmt.Errorf("codec %d", b.GetCodec())
+	return t.plain, t.decoder.Decode(t.plain, pack.Codec(b.GetCodec()), b.GetData())
 }

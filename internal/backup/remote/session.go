@@ -111,6 +111,15 @@ func (s *session) Commit(ctx context.Context, p backup.Point) (backup.Point, err
 		}
 		p.ID = hex.EncodeToString(id[:])
 	}
+	if p.Read == 0 {
+		s.mu.Lock()
+		for _, w := range s.writers {
+			w.mu.Lock()
+			p.Read += w.read
+			w.mu.Unlock()
+		}
+		s.mu.Unlock()
+	}
 	b, err := json.Marshal(p)
 	if err != nil {
 		return p, err
