@@ -33,6 +33,9 @@ func (s *State) Check(t *Transaction) error {
 	case *Transaction_Begin:
 		return s.checkBegin(k.Begin)
 	case *Transaction_Add:
+		if len(k.Add.GetPacks()) == 0 {
+			return s.checkAlive(k.Add.GetSession())
+		}
 		if _, err := s.writer(k.Add.GetSession()); err != nil {
 			return err
 		}
@@ -103,6 +106,15 @@ func (s *State) checkBegin(b *Begin) error {
 		}
 	}
 	return nil
+}
+
+// checkAlive is for a session that only shows that it lives.
+func (s *State) checkAlive(session []byte) error {
+	id, err := id16("session", session)
+	if err == nil && s.Sessions[id] == nil {
+		err = fmt.Errorf("session %x: %w", id, ErrEnded)
+	}
+	return err
 }
 
 func (s *State) writer(session []byte) (*SessionState, error) {

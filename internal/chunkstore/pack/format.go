@@ -119,7 +119,7 @@ func ParseRecord(b []byte) (Head, []byte, error) {
 		return h, nil, fmt.Errorf("%w: no record begins here", ErrDamaged)
 	}
 	h = Head{Codec: Codec(b[1]), Raw: binary.LittleEndian.Uint32(b[4:]), Stored: binary.LittleEndian.Uint32(b[8:]), ID: ID(b[12:44])}
-	if h.Raw > MaxRaw || h.Codec > Zstd || int64(h.Stored) > int64(len(b)-HeadSize-CRCSize) {
+	if h.Raw > MaxRaw || h.Codec > maxCodec || int64(h.Stored) > int64(len(b)-HeadSize-CRCSize) {
 		return h, nil, fmt.Errorf("%w: the record's lengths are wrong", ErrDamaged)
 	}
 	n := HeadSize + int(h.Stored)
@@ -198,7 +198,7 @@ func ParseTail(tail []byte, size int64, s *Sealer) ([]Entry, error) {
 	for i := range entries {
 		p := plain[i*EntrySize:]
 		e := Entry{ID: ID(p[:32]), Offset: binary.LittleEndian.Uint32(p[32:]), Stored: binary.LittleEndian.Uint32(p[36:]), Raw: binary.LittleEndian.Uint32(p[40:]), Codec: Codec(p[44])}
-		if int64(e.Offset) != end || e.Raw > MaxRaw || e.Codec > Zstd {
+		if int64(e.Offset) != end || e.Raw > MaxRaw || e.Codec > maxCodec {
 			return nil, fmt.Errorf("%w: the footer's record %d is impossible", ErrDamaged, i)
 		}
 		end += HeadSize + int64(e.Stored) + CRCSize

@@ -29,7 +29,10 @@ type Codec byte
 
 // The codecs.
 const (
-	Raw  Codec = 0
-	S2   Codec = 1
-	Zstd Codec = 2
+	Raw   Codec = 0
+	S2    Codec = 1
+	Zstd  Codec = 2
+	MinLZ Codec = 3
+
+	maxCodec = MinLZ
 )
