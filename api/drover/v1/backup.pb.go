@@ -2764,8 +2764,11 @@ func (x *TestPointRequest) GetHost() string {
 type BrowseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Point string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
-	// "VOLUME:/path"; empty lists the volumes.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// "VOLUME:/path"; empty lists the volumes. Bytes of names that are not UTF-8 are written \xHH.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Of a directory: only names after this one, in the order of their bytes; and at most so many (up to 10,000; 0: that).
+	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         int32  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2814,9 +2817,25 @@ func (x *BrowseRequest) GetPath() string {
 	return ""
 }
 
+func (x *BrowseRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *BrowseRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type BrowseResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entries       []*FileEntry           `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*FileEntry           `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// There are more: ask again with the last name as after.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2858,6 +2877,13 @@ func (x *BrowseResponse) GetEntries() []*FileEntry {
 	return nil
 }
 
+func (x *BrowseResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type FileEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2870,9 +2896,11 @@ type FileEntry struct {
 	Gid      uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
 	Target   string                 `protobuf:"bytes,8,opt,name=target,proto3" json:"target,omitempty"`
 	// Of volumes: "ext4", label, disk and partition.
-	Filesystem    string `protobuf:"bytes,9,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
-	Label         string `protobuf:"bytes,10,opt,name=label,proto3" json:"label,omitempty"`
-	Place         string `protobuf:"bytes,11,opt,name=place,proto3" json:"place,omitempty"`
+	Filesystem string `protobuf:"bytes,9,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	Label      string `protobuf:"bytes,10,opt,name=label,proto3" json:"label,omitempty"`
+	Place      string `protobuf:"bytes,11,opt,name=place,proto3" json:"place,omitempty"`
+	// Of volumes: why it cannot be opened, as "is encrypted (LUKS)". Empty: it can.
+	Note          string `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2980,6 +3008,13 @@ func (x *FileEntry) GetLabel() string {
 func (x *FileEntry) GetPlace() string {
 	if x != nil {
 		return x.Place
+	}
+	return ""
+}
+
+func (x *FileEntry) GetNote() string {
+	if x != nil {
+		return x.Note
 	}
 	return ""
 }
@@ -4046,12 +4081,15 @@ const file_drover_v1_backup_proto_rawDesc = "" +
 	"\x10TestPointRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12*\n" +
 	"\x05check\x18\x02 \x01(\v2\x14.drover.v1.BootCheckR\x05check\x12\x12\n" +
-	"\x04host\x18\x03 \x01(\tR\x04host\"9\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\"e\n" +
 	"\rBrowseRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"@\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\x05R\x05limit\"T\n" +
 	"\x0eBrowseResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.drover.v1.FileEntryR\aentries\"\x9b\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.drover.v1.FileEntryR\aentries\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xaf\x02\n" +
 	"\tFileEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -4066,7 +4104,8 @@ const file_drover_v1_backup_proto_rawDesc = "" +
 	"filesystem\x12\x14\n" +
 	"\x05label\x18\n" +
 	" \x01(\tR\x05label\x12\x14\n" +
-	"\x05place\x18\v \x01(\tR\x05place\"=\n" +
+	"\x05place\x18\v \x01(\tR\x05place\x12\x12\n" +
+	"\x04note\x18\f \x01(\tR\x04note\"=\n" +
 	"\x0fDownloadRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\"L\n" +

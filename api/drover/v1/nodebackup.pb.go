@@ -520,8 +520,11 @@ type NodeBrowseRequest struct {
 	Point  string                 `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
 	Path   string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	// SHA-256 and size of the helper VM's image (kind KERNEL).
-	HelperSha256  string `protobuf:"bytes,4,opt,name=helper_sha256,json=helperSha256,proto3" json:"helper_sha256,omitempty"`
-	HelperSize    int64  `protobuf:"varint,5,opt,name=helper_size,json=helperSize,proto3" json:"helper_size,omitempty"`
+	HelperSha256 string `protobuf:"bytes,4,opt,name=helper_sha256,json=helperSha256,proto3" json:"helper_sha256,omitempty"`
+	HelperSize   int64  `protobuf:"varint,5,opt,name=helper_size,json=helperSize,proto3" json:"helper_size,omitempty"`
+	// As of BrowseRequest.
+	After         string `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         int32  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -587,6 +590,20 @@ func (x *NodeBrowseRequest) GetHelperSha256() string {
 func (x *NodeBrowseRequest) GetHelperSize() int64 {
 	if x != nil {
 		return x.HelperSize
+	}
+	return 0
+}
+
+func (x *NodeBrowseRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *NodeBrowseRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
 	}
 	return 0
 }
@@ -1030,14 +1047,16 @@ const file_drover_v1_nodebackup_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x14\n" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04done\x18\x04 \x01(\bR\x04done\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"\xb3\x01\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"\xdf\x01\n" +
 	"\x11NodeBrowseRequest\x12.\n" +
 	"\x06source\x18\x01 \x01(\v2\x16.drover.v1.VaultTargetR\x06source\x12\x14\n" +
 	"\x05point\x18\x02 \x01(\tR\x05point\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12#\n" +
 	"\rhelper_sha256\x18\x04 \x01(\tR\fhelperSha256\x12\x1f\n" +
 	"\vhelper_size\x18\x05 \x01(\x03R\n" +
-	"helperSize\"c\n" +
+	"helperSize\x12\x14\n" +
+	"\x05after\x18\x06 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\a \x01(\x05R\x05limit\"c\n" +
 	"\x13NodeDownloadRequest\x126\n" +
 	"\asession\x18\x01 \x01(\v2\x1c.drover.v1.NodeBrowseRequestR\asession\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\"\x9c\x02\n" +
