@@ -73,10 +73,16 @@ func New(cfg Config) *Engine {
 
 // Submit stores a task and begins it.
 func (e *Engine) Submit(ctx context.Context, spec *v1.TaskSpec) (*v1.Task, error) {
+	return e.SubmitAs(ctx, resource.NewUID(), spec)
+}
+
+// SubmitAs is Submit with a UID that the caller wrote down before, so that it can say after a crash whether there is such a task.
+// It fails with store.ErrExists if there is.
+func (e *Engine) SubmitAs(ctx context.Context, uid string, spec *v1.TaskSpec) (*v1.Task, error) {
 	if _, ok := e.cfg.Handlers[spec.Kind]; !ok {
 		return nil, fmt.Errorf("task: submit %s: no such kind", spec.Kind)
 	}
-	uid, now := resource.NewUID(), timestamppb.New(e.cfg.Clock.Now())
+	now := timestamppb.New(e.cfg.Clock.Now())
 	t := &v1.Task{
 		Meta:   &v1.Meta{Name: uid, Uid: uid, Generation: 1, CreateTime: now, UpdateTime: now},
 		Spec:   spec,

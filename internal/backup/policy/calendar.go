@@ -328,7 +328,7 @@ const mostSteps = 40_000
 // Last is the last due time of several schedules in (after, until]; zero if there is none.
 func Last(list []Schedule, after, until time.Time) (at time.Time, of Schedule) {
 	// Long ago is of no use: the last is looked for from the end, in steps that double.
-	for back := 25 * time.Hour; ; back *= 4 {
+	for back := 2 * time.Hour; ; back *= 4 {
 		from := until.Add(-back)
 		if !from.After(after) {
 			from = after
