@@ -63,11 +63,25 @@ func (r *Repository) Collect(ctx context.Context, o CollectOptions) (CollectResu
 		o.Dead = 24 * time.Hour
 	}
 	c := &collection{r: r, o: o}
-	if err := c.run(ctx); err != nil {
+	for try := 0; ; try++ {
+		seq := r.ledger.Seq()
+		err := c.run(ctx)
+		if err == nil {
+			return c.CollectResult, nil
+		}
+		// Another collector may have deleted what we walk: what the log says by now decides.
+		if gone := errors.Is(err, blob.ErrNotFound) || errors.Is(err, ErrGone); gone && try < collectTries && ctx.Err() == nil {
+			if rerr := r.Refresh(ctx); rerr == nil && r.ledger.Seq() != seq {
+				done := c.CollectResult
+				c = &collection{r: r, o: o, CollectResult: CollectResult{Ended: done.Ended, Dead: done.Dead, Move: done.Move, Rescued: done.Rescued, Dropped: done.Dropped, Freed: done.Freed, Orphans: done.Orphans}}
+				continue
+			}
+		}
 		return c.CollectResult, fmt.Errorf("collect garbage in %s: %w", r.store, err)
 	}
-	return c.CollectResult, nil
 }
+
+const collectTries = 8
 
 // collection is one run of the collector.
 type collection struct {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"math/bits"
 	"slices"
 
@@ -309,9 +308,4 @@ func (m *marker) records(id PackID, meta bool) []uint16 {
 		return b.records()
 	}
 	return nil
-}
-
-// neededPacks lists condemned packs that must stay.
-func (m *marker) neededPacks() []PackID {
-	return slices.SortedFunc(maps.Keys(m.needed), func(a, b PackID) int { return bytes.Compare(a[:], b[:]) })
 }

@@ -18,6 +18,8 @@ type load struct {
 	records []uint16 // in order; nil: all
 	// whole is the pack's bytes if they were repaired; nil: read them.
 	whole []byte
+	// patches are records, decompressed, in the place of bad ones.
+	patches map[uint16][]byte
 }
 
 // moveOptions are for a mover.
@@ -157,12 +159,14 @@ func (m *mover) pack(ctx context.Context, into *packer, l *load) (to map[PackID]
 		if perr != nil {
 			return perr
 		}
-		payload, err := f.open(number, b)
-		if err != nil {
-			return err
-		}
 		e := &f.entries[number]
 		codec := e.Codec
+		payload := l.patches[uint16(number)]
+		if payload != nil {
+			codec, payload = w.sc.compress(payload)
+		} else if payload, err = f.open(number, b); err != nil {
+			return err
+		}
 		if d != nil && codec != pack.Zstd {
 			if codec, payload, err = d.squeeze(w.sc, e, payload); err != nil {
 				return fmt.Errorf("pack %s, record %d: %w", f.id, number, err)

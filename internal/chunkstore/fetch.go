@@ -58,14 +58,16 @@ func (r *Repository) plan(ctx context.Context, wants []want) ([]run, error) {
 	var strays []want
 	var f *footer
 	var ferr error
+	doubt := false
 	for i, w := range wants {
 		if i == 0 || w.at.pack != wants[i-1].at.pack {
 			f, ferr = r.footer(ctx, w.at.pack)
+			doubt = r.doubtful(w.at.pack)
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
 		}
-		if ferr != nil || int(w.at.record) >= len(f.entries) || f.entries[w.at.record].ID != w.id {
+		if ferr != nil || doubt || int(w.at.record) >= len(f.entries) || f.entries[w.at.record].ID != w.id {
 			strays = append(strays, w)
 			continue
 		}
@@ -99,7 +101,7 @@ func addRun(runs []run, f *footer, n int, w want, blockSize int64) []run {
 	end := int64(e.Offset) + int64(recordSize(e))
 	if k := len(runs) - 1; k >= 0 {
 		o := &runs[k]
-		if o.f == f && int64(e.Offset)-(o.off+int64(o.size)) <= runGap && end-o.off <= runBytes && int64(len(o.wants)+1)*blockSize <= runRaw {
+		if o.f == f && int64(e.Offset) >= o.off && int64(e.Offset)-(o.off+int64(o.size)) <= runGap && end-o.off <= runBytes && int64(len(o.wants)+1)*blockSize <= runRaw {
 			o.size = max(o.size, int(end-o.off))
 			o.wants = append(o.wants, w)
 			o.where = append(o.where, n)

@@ -73,8 +73,21 @@ func (r *Repository) readFooter(ctx context.Context, id PackID) (*footer, error)
 	return f, nil
 }
 
-// locate finds the footer and the number of a record: where it was, or in the packs that took in what lived there.
+// doubtful reports whether a pack's records are better sought in others: they stand there as well, and it may go or is damaged.
+func (r *Repository) doubtful(id PackID) bool {
+	p, there, moved := r.packState(id)
+	return there && (p.Damaged || p.Condemned != 0 && len(moved) > 0)
+}
+
+// locate finds the footer and the number of a record: where it was, or in the packs that took in what lived there, or, if
+// its pack is damaged, where it was stored anew.
 func (r *Repository) locate(ctx context.Context, at place, id ID) (*footer, int, error) {
+	doubt := r.doubtful(at.pack)
+	if doubt {
+		if f, n, err := r.better(ctx, at.pack, id); f != nil || ctx.Err() != nil {
+			return f, n, err
+		}
+	}
 	f, err := r.footer(ctx, at.pack)
 	if err == nil {
 		if int(at.record) < len(f.entries) && f.entries[at.record].ID == id {
@@ -85,7 +98,10 @@ func (r *Repository) locate(ctx context.Context, at place, id ID) (*footer, int,
 	if ctx.Err() != nil {
 		return nil, 0, ctx.Err()
 	}
-	f, n, merr := r.moved(ctx, at.pack, id, 0)
+	if doubt {
+		return nil, 0, err
+	}
+	f, n, merr := r.better(ctx, at.pack, id)
 	if merr != nil {
 		return nil, 0, merr
 	}
@@ -93,6 +109,26 @@ func (r *Repository) locate(ctx context.Context, at place, id ID) (*footer, int,
 		return nil, 0, err
 	}
 	return f, n, nil
+}
+
+// better finds a record in another pack; nil: there is none that can be read.
+func (r *Repository) better(ctx context.Context, from PackID, id ID) (*footer, int, error) {
+	f, n, err := r.moved(ctx, from, id, 0)
+	if f != nil || err != nil {
+		return f, n, err
+	}
+	x := r.currentIndex()
+	if x == nil {
+		return nil, 0, nil
+	}
+	if p, n, ok, err := x.Lookup(id); err == nil && ok && p != from && r.live(p) {
+		f, err := r.footer(ctx, p)
+		if err == nil && int(n) < len(f.entries) && f.entries[n].ID == id {
+			return f, int(n), nil
+		}
+		return nil, 0, ctx.Err()
+	}
+	return nil, 0, nil
 }
 
 // moved finds a record in the packs that a pack's records went to.
