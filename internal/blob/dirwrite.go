@@ -23,6 +23,8 @@ type dirWriter struct {
 	name string
 	tmp  string
 	f    vfs.File // nil when done
+	// unsynced: the object has its name, and keeps the one under tmp, which tells readers to sync.
+	unsynced bool
 
 	buf     []byte
 	off     int64 // what is in the file
@@ -127,6 +129,7 @@ func (w *dirWriter) Commit() error {
 	}
 	// Also a name that was taken is made durable before anybody is told so.
 	if serr := w.root.SyncDir(dir); serr != nil {
+		w.unsynced = err == nil
 		return w.d.fail("sync", w.name, serr)
 	}
 	return w.d.fail("write", w.name, err)
@@ -149,6 +152,9 @@ func (w *dirWriter) Abort() {
 	}
 	w.f.Close()
 	w.f, w.buf = nil, nil
+	if w.unsynced {
+		return
+	}
 	_ = w.root.Remove(w.tmp) // what stays is swept when the next process comes
 }
 
