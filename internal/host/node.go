@@ -21,7 +21,8 @@ import (
 // node is what the manager may ask of the host. Every call names VM, uid and epoch, and only the present ones count.
 type node struct {
 	droverv1connect.UnimplementedNodeServiceHandler
-	a *agent
+	a        *agent
+	browsing browsing
 }
 
 // Limits of Exec (vm.proto).
