@@ -150,13 +150,10 @@ func (p *Process) BeginPoint(ctx context.Context, o PointOptions) (l *LivePoint,
 	if err := p.serveNBD(ctx); err != nil {
 		return l, err
 	}
-	for _, d := range l.disks {
-		if err := l.prepare(ctx, d, o); err != nil {
+	if o.Memory == nil {
+		if err := l.prepareAll(ctx, o); err != nil {
 			return l, err
 		}
-	}
-	if err := l.track(ctx); err != nil {
-		return l, err
 	}
 	if err := l.moment(ctx, o); err != nil {
 		return l, err
@@ -216,6 +213,31 @@ func (p *Process) serveNBD(ctx context.Context) error {
 	}
 	p.serving = true
 	return nil
+}
+
+// prepareAll has everything ready for the moment.
+func (l *LivePoint) prepareAll(ctx context.Context, o PointOptions) error {
+	for _, d := range l.disks {
+		if err := l.prepare(ctx, d, o); err != nil {
+			return err
+		}
+	}
+	return l.track(ctx)
+}
+
+// activate gives QEMU its images back, and the bitmaps in them, which it gave up for whoever would go on with the memory that it
+// has saved. It does so by itself when the CPUs go on, and for an export.
+func (p *Process) activate(ctx context.Context, layers []string) error {
+	if err := p.serveNBD(ctx); err != nil {
+		return err
+	}
+	for i, layer := range layers {
+		id := fmt.Sprintf("%s0_%d_x", pointPrefix, i)
+		if err := p.qmp.NBDExportAdd(ctx, qmp.NBDExport{ID: id, Name: id, Node: layer}); err != nil {
+			return err
+		}
+	}
+	return p.qmp.RemoveExports(ctx, func(e qmp.Export) bool { return strings.HasPrefix(e.ID, pointPrefix+"0_") })
 }
 
 // prepare adds the fleece and the filter of a disk. Nothing goes through the filter yet.
@@ -321,6 +343,17 @@ func (l *LivePoint) moment(ctx context.Context, o PointOptions) (err error) {
 	}
 	if o.Memory != nil {
 		if err := l.p.save(ctx, o.Memory); err != nil {
+			return err
+		}
+		// Only now: QEMU saves no memory while a filter writes to a fleece.
+		var layers []string
+		for _, d := range l.disks {
+			layers = append(layers, d.layer)
+		}
+		if err := l.p.activate(ctx, layers); err != nil {
+			return err
+		}
+		if err := l.prepareAll(ctx, o); err != nil {
 			return err
 		}
 	}

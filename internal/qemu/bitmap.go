@@ -100,6 +100,21 @@ func (p *Process) keeps(layer string) bool {
 	return false
 }
 
+// tracked are those of some layers that have bitmaps to carry.
+func (p *Process) tracked(ctx context.Context, layers map[string]string) ([]string, error) {
+	nodes, err := p.qmp.QueryNamedBlockNodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, layer := range layers {
+		if len(carryBitmaps(nodes, layer, "")) > 0 {
+			out = append(out, layer)
+		}
+	}
+	return out, nil
+}
+
 // carryBitmaps are the actions by which the bitmaps of a layer go over to the one that is put on top of it, in the transaction
 // that does so. They leave the layer below, where they would be stale.
 func carryBitmaps(nodes []qmp.BlockNode, from, to string) []qmp.Action {

@@ -15,6 +15,9 @@ import (
 
 // addLayer gives QEMU an image as two nodes on top of backing ("": none).
 func (p *Process) addLayer(ctx context.Context, l Layer, backing string, c Cache, readOnly bool) error {
+	if l.remote() {
+		return p.qmp.BlockdevAdd(ctx, remoteNode(l, c))
+	}
 	f, err := openLayer(l.Path, !l.Shared)
 	if err != nil {
 		return err

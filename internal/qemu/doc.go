@@ -14,7 +14,7 @@
 // # Invariants
 //
 // QEMU never opens an image by name: each layer is passed as descriptors, and its backing is always stated, so a name
-// inside an image header is never followed. Equal specs never give different arguments. A guest never gets a device at
+// inside an image header is never followed. (The socket of a remote base is opened by name: QEMU comes back to it.) Equal specs never give different arguments. A guest never gets a device at
 // an address that is not in its hardware version's table. QEMU never runs as root, with supplementary groups other
 // than the one that opens /dev/kvm, or without its sandbox. A pid from a state file is never touched before its start
 // time was compared. A change to the machine is never reported done before QEMU (and, for an unplug, the guest) did it.

@@ -27,6 +27,9 @@ func (p *Process) AddNIC(ctx context.Context, n NIC, taps []*os.File) (err error
 	if !p.hardware().Adapters[n.Adapter].Hotplug {
 		return p.noHotplug(string(n.Adapter))
 	}
+	if n.User != nil {
+		return bad("a user network cannot be plugged while the machine runs")
+	}
 	if len(taps) != max(n.Queues, 1) {
 		return bad("%d TAP descriptors for %d queues", len(taps), max(n.Queues, 1))
 	}

@@ -78,6 +78,14 @@ func plans() map[string]Spec {
 	s = small(guest.Q35)
 	s.Headless, s.Incoming = true, true
 	out["q35-headless-incoming"] = s
+	s = small(guest.Q35)
+	s.Disks = []Disk{{ID: "root", Bus: guest.VirtioBlk, Slot: 0, Layers: []Layer{
+		{ID: "base", Format: Raw, Shared: true, Remote: &RemoteBase{Socket: "/run/web1/nbd", Export: "point/root"}},
+		{ID: "root-1", Path: "/ds/web1/root-1.qcow2", Format: Qcow2},
+	}}}
+	s.NICs = []NIC{{ID: "net0", Slot: 0, Adapter: guest.VirtioNet, MAC: "52:54:00:00:00:01",
+		User: &UserNet{Net: "192.168.7.0/24", Forward: []Forward{{Host: 40000, Addr: "192.168.7.9", Guest: 80}}}}}
+	out["q35-remote"] = s
 	return out
 }
 

@@ -74,6 +74,11 @@ func (p *planner) disks() {
 		d := &p.spec.Disks[i]
 		backing := ""
 		for j, l := range d.Layers {
+			if l.remote() {
+				p.json("-blockdev", remoteNode(l, d.Cache))
+				backing = l.ID
+				continue
+			}
 			active := j == len(d.Layers)-1
 			name := p.set(l.ID, l.Path, !l.Shared)
 			for _, node := range layerNodes(l, name, backing, d.Cache, !active || d.ReadOnly) {
@@ -98,8 +103,13 @@ func diskDevice(hw *guest.Hardware, d *Disk) (guest.Device, error) {
 	}
 	dev.ID = diskID(d.ID)
 	// A full datastore stops the guest until there is space; other errors are the guest's to see.
+	werror, rerror := "enospc", "report"
+	if _, ok := d.remoteBase(); ok {
+		// What is elsewhere comes back: the guest stands still until it does, and never hears of it.
+		werror, rerror = "stop", "stop"
+	}
 	more := guest.Props{{Key: "drive", Value: d.Layers[len(d.Layers)-1].ID}, {Key: "write-cache", Value: "on"},
-		{Key: "werror", Value: "enospc"}, {Key: "rerror", Value: "report"}}
+		{Key: "werror", Value: werror}, {Key: "rerror", Value: rerror}}
 	serial := d.Serial
 	if serial == "" {
 		serial = d.ID
@@ -142,15 +152,7 @@ func cdNode(id string) string { return "cd_" + id }
 func (p *planner) nics() {
 	for i := range p.spec.NICs {
 		n := &p.spec.NICs[i]
-		var fds []string
-		for q := range max(n.Queues, 1) {
-			fds = append(fds, strconv.Itoa(p.fd(FD{Source: FromTAP, Key: n.ID, Index: q})))
-		}
-		key := "fd"
-		if len(fds) > 1 {
-			key = "fds"
-		}
-		p.add("-netdev", fmt.Sprintf("tap,id=%s,%s=%s,vhost=off", netdevOf(n.ID), key, strings.Join(fds, ":")))
+		p.add("-netdev", p.netdev(n))
 		dev, err := nicDevice(p.hw, n)
 		if err != nil {
 			p.err = err
@@ -158,6 +160,22 @@ func (p *planner) nics() {
 		}
 		p.device(dev)
 	}
+}
+
+// netdev is what a NIC is connected to.
+func (p *planner) netdev(n *NIC) string {
+	if n.User != nil {
+		return n.User.netdev(netdevOf(n.ID))
+	}
+	var fds []string
+	for q := range max(n.Queues, 1) {
+		fds = append(fds, strconv.Itoa(p.fd(FD{Source: FromTAP, Key: n.ID, Index: q})))
+	}
+	key := "fd"
+	if len(fds) > 1 {
+		key = "fds"
+	}
+	return fmt.Sprintf("tap,id=%s,%s=%s,vhost=off", netdevOf(n.ID), key, strings.Join(fds, ":"))
 }
 
 // Device ids have a prefix, so that users' names never meet those of the hardware table.

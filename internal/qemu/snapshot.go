@@ -50,7 +50,7 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 	if err != nil {
 		return err
 	}
-	nodes, err := p.qmp.QueryNamedBlockNodes(ctx)
+	tracked, err := p.tracked(ctx, tops)
 	if err != nil {
 		return err
 	}
@@ -86,8 +86,6 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 		if err := p.addLayer(ctx, l, "", d.Cache, false); err != nil {
 			return err
 		}
-		actions = append(actions, carryBitmaps(nodes, tops[d.ID], l.ID)...)
-		actions = append(actions, qmp.SnapshotAction(tops[d.ID], l.ID))
 	}
 	if memory != nil {
 		if was.Running {
@@ -98,6 +96,22 @@ func (p *Process) Snapshot(ctx context.Context, overlays map[string]Layer, memor
 		if err := p.save(ctx, memory); err != nil {
 			return err
 		}
+		if len(tracked) > 0 {
+			for _, l := range overlays {
+				tracked = append(tracked, l.ID)
+			}
+			if err := p.activate(ctx, tracked); err != nil {
+				return err
+			}
+		}
+	}
+	nodes, err := p.qmp.QueryNamedBlockNodes(ctx)
+	if err != nil {
+		return err
+	}
+	for id, l := range overlays {
+		actions = append(actions, carryBitmaps(nodes, tops[id], l.ID)...)
+		actions = append(actions, qmp.SnapshotAction(tops[id], l.ID))
 	}
 	if len(actions) > 0 {
 		if err := p.qmp.Transaction(ctx, actions...); err != nil {

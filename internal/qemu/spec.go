@@ -118,6 +118,8 @@ type Layer struct {
 	Path   string `json:"path"`
 	Format Format `json:"format"`
 	Shared bool   `json:"shared,omitempty"` // others may read it too: never written, also not by a merge
+	// Remote, in place of Path, is where a base is that is not on this machine.
+	Remote *RemoteBase `json:"remote,omitempty"`
 }
 
 // CDROM is a drive. An empty Path is an empty drive.
@@ -138,6 +140,8 @@ type NIC struct {
 	Queues  int           `json:"queues,omitempty"` // 0: 1
 	Boot    int           `json:"boot,omitempty"`
 	Down    bool          `json:"down,omitempty"` // the link is shown as unplugged
+	// User, if set, is what the NIC is connected to in place of a TAP.
+	User *UserNet `json:"user,omitempty"`
 }
 
 // SMBIOS is what dmidecode shows in the guest.
@@ -160,6 +164,8 @@ var (
 	serialRE   = regexp.MustCompile(`^[A-Za-z0-9_-]{0,20}$`)
 	fwCfgRE    = regexp.MustCompile(`^opt/[A-Za-z0-9._/-]{1,50}$`)
 	cpuModelRE = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+	cidrRE     = regexp.MustCompile(`^[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}$`)
+	ip4RE      = regexp.MustCompile(`^[0-9]{1,3}(\.[0-9]{1,3}){3}$`)
 	featureRE  = regexp.MustCompile(`^[a-z0-9._-]+=(on|off)$`)
 )
 
@@ -316,6 +322,14 @@ func (n *NIC) validate(hw *guest.Hardware) error {
 	row := hw.Adapters[n.Adapter]
 	if n.Queues < 0 || n.Queues > row.Queues {
 		return bad("NIC %s: %d queues: %s has at most %d", n.ID, n.Queues, n.Adapter, row.Queues)
+	}
+	if n.User != nil {
+		if n.Queues > 1 {
+			return bad("NIC %s: a user network has one queue", n.ID)
+		}
+		if err := n.User.validate(n.ID); err != nil {
+			return err
+		}
 	}
 	if n.MTU != 0 && (n.MTU < 68 || n.MTU > row.MTU) {
 		return bad("NIC %s: MTU %d: %s takes 68 to %d", n.ID, n.MTU, n.Adapter, row.MTU)

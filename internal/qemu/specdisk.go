@@ -61,6 +61,9 @@ func (d *Disk) validate(hw *guest.Hardware) error {
 	if d.Boot < 0 || len(d.Layers) == 0 || len(d.Layers) > 64 {
 		return bad("disk %s: %d layers: from 1 to 64; delete a snapshot", d.ID, len(d.Layers))
 	}
+	if d.Layers[0].remote() && (len(d.Layers) == 1 || d.ReadOnly) {
+		return bad("disk %s: a remote base needs a layer above it that can be written", d.ID)
+	}
 	for i, l := range d.Layers {
 		if err := l.validate(i > 0); err != nil {
 			return fmt.Errorf("disk %s: %w", d.ID, err)
@@ -72,6 +75,9 @@ func (d *Disk) validate(hw *guest.Hardware) error {
 func (l *Layer) validate(overlay bool) error {
 	if !validID(l.ID, 24) {
 		return bad("layer id %q: at most 24 of a-z, 0-9 and dashes, a letter first", l.ID)
+	}
+	if l.remote() {
+		return l.validRemote(overlay)
 	}
 	if l.Format != Qcow2 && (l.Format != Raw || overlay) {
 		return bad("layer %s: format %q: an overlay is qcow2, a base qcow2 or raw", l.ID, l.Format)
