@@ -7,12 +7,14 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 # Guests and agents of tests share the machine's processors; more packages at once only make each of them wait.
 JOBS    ?= 2
 BIN      = bin/drover
+# Where the disks lie that bench-backup reads: 20 GB, made once.
+IMAGES  ?= /var/cache/drover-bench/images
 
 export GOFLAGS   = -trimpath
 export GOTOOLCHAIN = local
 export PATH := $(dir $(GO)):$(PATH)
 
-.PHONY: help build demo demo-down test race soak bench bench-vm bench-switch gen lint deps clean
+.PHONY: help build demo demo-down test race soak soak-backup bench bench-vm bench-switch bench-backup gen lint deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,13 +40,20 @@ race: deps ## the tests under the race detector (slow: guests are not)
 soak: deps build ## long runs of what `test` runs shortly
 	DROVER_SOAK=1 $(GO) test -p 1 -timeout 4h ./test/...
 
-bench: bench-vm bench-switch ## all benchmarks, with ratios against peers
+soak-backup: deps ## an hour of random backups, deletions, collections, copies, crashes and faults
+	DROVER_SOAK=1h $(GO) test -run 'Soak' -timeout 2h ./internal/chunkstore/...
+
+bench: bench-vm bench-switch bench-backup ## all benchmarks, with ratios against peers
 
 bench-vm: deps build ## starting VMs, memory, state
 	$(GO) run ./bench/vm -drover $(BIN) -out bench/results/vm.json
 
 bench-switch: deps build ## the switch beside a Linux bridge and Open vSwitch
 	$(GO) run ./bench/switch -out bench/results/switch.json
+
+bench-backup: deps build ## the repository beside borg, restic, kopia, desync, qemu-img; guests that are backed up
+	scripts/bench-images $(IMAGES)
+	$(GO) run ./bench/backup -drover $(BIN) -images $(IMAGES) -out bench/results/backup.json
 
 gen: ## regenerate what is generated
 	scripts/generate
