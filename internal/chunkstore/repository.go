@@ -304,6 +304,15 @@ func (r *Repository) Kept(id PointID) bool {
 
 // Forget removes points. Sessions that are open read them on. One that is kept fails with ErrKept, and none goes.
 func (r *Repository) Forget(ctx context.Context, reason string, points ...PointID) error {
+	// One that is not known may have been made by another since the log was read.
+	for _, id := range points {
+		if _, known := r.Point(id); !known {
+			if err := r.Refresh(ctx); err != nil {
+				return fmt.Errorf("forget points: %w", err)
+			}
+			break
+		}
+	}
 	_, err := r.ledger.Do(ctx, func(s *ledger.State) (*ledger.Transaction, error) {
 		f := &ledger.Forget{Reason: reason}
 		for _, id := range points {

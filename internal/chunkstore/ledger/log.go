@@ -181,8 +181,8 @@ func (l *Log) Do(ctx context.Context, build func(*State) (*Transaction, error)) 
 	}
 	for {
 		t, err := l.build(build)
-		if err != nil {
-			// What is refused by what was read last may be right by what others have written since.
+		if t == nil || err != nil {
+			// What is refused, or needless, by what was read last may be right by what others have written since.
 			before, _ := l.next()
 			if rerr := l.refresh(ctx); rerr != nil {
 				return 0, errors.Join(err, rerr)
