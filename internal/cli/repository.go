@@ -25,6 +25,7 @@ func (a *App) repositoryCommand() *cobra.Command {
 	cmd.AddCommand(a.repositoryCreateCommand(), a.repositorySetCommand(), a.listCommand(repositoryKind(), "repository"), a.showCommand(repositoryKind()),
 		a.rmCommand(repositoryKind(), "Let go of repositories; what they hold stays where it is", "also one that policies use"),
 		a.repositoryCollectCommand(), a.repositoryScrubCommand(), a.repositoryRekeyCommand())
+	cmd.AddCommand(a.directCommands()...)
 	return cmd
 }
 
@@ -273,11 +274,12 @@ func (a *App) taskDone(ctx context.Context, c *client.Client, t *v1.Task, w wait
 
 func (a *App) repositoryCollectCommand() *cobra.Command {
 	var w waitFlags
+	var f direct
 	cmd := &cobra.Command{
-		Use: "collect NAME", Short: "Reclaim the space of points that were deleted, now", Args: want("NAME"), ValidArgsFunction: a.firstArg(repositoryKind()),
-		Long:    "Reclaim space now. Backups and restores go on meanwhile. Space that a running backup or restore may still need is reclaimed by the next collection.",
-		Example: "  drover repository collect main",
-		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+		Use: "collect NAME|LOCATION", Short: "Reclaim the space of points that were deleted, now", Args: want("NAME|LOCATION"), ValidArgsFunction: a.firstArg(repositoryKind()),
+		Long:    "Reclaim space now. Backups and restores go on meanwhile. Space that a running backup or restore may still need is reclaimed by the next collection. A location is opened without a manager.",
+		Example: "  drover repository collect main\n  drover repository collect /backup",
+		RunE: a.named(f.collect, func(ctx context.Context, c *client.Client, args []string) error {
 			t, err := c.Repository.Collect(ctx, &v1.RepositoryActionRequest{Name: args[0]})
 			if err != nil {
 				return err
@@ -285,6 +287,7 @@ func (a *App) repositoryCollectCommand() *cobra.Command {
 			return a.taskDone(ctx, c, t, w, "collected")
 		}),
 	}
+	f.add(cmd)
 	w.add(cmd)
 	a.outputFlag(cmd)
 	return cmd
@@ -292,12 +295,13 @@ func (a *App) repositoryCollectCommand() *cobra.Command {
 
 func (a *App) repositoryScrubCommand() *cobra.Command {
 	var w waitFlags
+	var f direct
 	var share float64
 	cmd := &cobra.Command{
-		Use: "scrub NAME", Short: "Read packs, check every block, repair what can be repaired", Args: want("NAME"), ValidArgsFunction: a.firstArg(repositoryKind()),
-		Long:    "Read and check what is stored. Damage is repaired from parity or from a mirror; what can't be is named, with the restore points that it affects, and the next backup stores the blocks anew.",
-		Example: "  drover repository scrub main\n  drover repository scrub main --share 0.1",
-		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
+		Use: "scrub NAME|LOCATION", Short: "Read packs, check every block, repair what can be repaired", Args: want("NAME|LOCATION"), ValidArgsFunction: a.firstArg(repositoryKind()),
+		Long:    "Read and check what is stored. Damage is repaired from parity or from a mirror; what can't be is named, with the restore points that it affects, and the next backup stores the blocks anew. A location is opened without a manager.",
+		Example: "  drover repository scrub main\n  drover repository scrub main --share 0.1\n  drover repository scrub /backup",
+		RunE: a.named(func(ctx context.Context, a *App, location string) error { return f.scrub(ctx, a, location, share) }, func(ctx context.Context, c *client.Client, args []string) error {
 			t, err := c.Repository.Scrub(ctx, &v1.ScrubRepositoryRequest{Name: args[0], Share: share})
 			if err != nil {
 				return err
@@ -306,6 +310,7 @@ func (a *App) repositoryScrubCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().Float64Var(&share, "share", 0, "share of packs to read, those first that were longest not read (default all)")
+	f.add(cmd)
 	w.add(cmd)
 	a.outputFlag(cmd)
 	return cmd
