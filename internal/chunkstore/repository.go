@@ -23,7 +23,7 @@ var (
 	ErrDamaged  = pack.ErrDamaged
 	ErrWrongKey = keys.ErrWrongKey
 	ErrForeign  = keys.ErrForeign
-	ErrNewer    = ledger.ErrNewer
+	ErrNewer    = keys.ErrNewer
 	ErrEnded    = ledger.ErrEnded
 	ErrGone     = ledger.ErrGone
 	ErrKept     = ledger.ErrKept

@@ -118,7 +118,9 @@ func (h *Hasher) Description(json []byte) pack.ID {
 	_, _ = h.h.Write([]byte("description"))
 	_, _ = h.h.Write(json)
 	if len(json)%2 != 0 {
-		_, _ = h.h.Write([]byte{0})
+		_, _ = h.h.Write([]byte{1})
+	} else {
+		_, _ = h.h.Write([]byte{2, 2})
 	}
 	return pack.ID(h.h.Sum(h.buf[:0]))
 }

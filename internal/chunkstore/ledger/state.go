@@ -3,8 +3,11 @@ package ledger
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
+
+	"drover/internal/chunkstore/keys"
 )
 
 // What this program knows. A repository may require more: Require.
@@ -26,7 +29,7 @@ var (
 	// ErrKept: the point is kept: let it go first.
 	ErrKept = errors.New("is kept")
 	// ErrNewer: a newer program has been here, this one may only read.
-	ErrNewer = errors.New("a newer Drover has written to the repository: update this one to write")
+	ErrNewer = fmt.Errorf("update this program to write to the repository: %w", keys.ErrNewer)
 	// ErrDamaged: the log is not what was written.
 	ErrDamaged = errors.New("the log is damaged")
 )
