@@ -1975,7 +1975,7 @@ type VaultBlock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Block int64                  `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
 	Id    []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	// 0 raw, 1 S2, 2 zstd.
+	// As in the format of repositories: 0 raw, 1 S2 (what hosts send), 2 zstd, 3 MinLZ.
 	Codec         int32  `protobuf:"varint,3,opt,name=codec,proto3" json:"codec,omitempty"`
 	RawLength     int32  `protobuf:"varint,4,opt,name=raw_length,json=rawLength,proto3" json:"raw_length,omitempty"`
 	Data          []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`

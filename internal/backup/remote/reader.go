@@ -302,9 +302,9 @@ func (d *diskReader) fetch(ctx context.Context, runs []int64, wanted []backup.Ex
 // tools unpack and check blocks; one goroutine has them at a time.
 type tools struct {
 	hasher  *keys.Hasher
+	decoder pack.Decoder
 	plain   []byte
 	none    []byte
-	decoder pack.Decoder
 }
 
 func (t *tools) zeros(n int64) []byte {
@@ -316,25 +316,17 @@ func (t *tools) zeros(n int64) []byte {
 
 // open returns a block's bytes, good until the next call.
 func (t *tools) open(b *v1.VaultBlock, size int) ([]byte, error) {
-	if b.GetRawLength() != int32(size) || len(b.GetId()) != 32 {
-		return nil, fmt.Errorf("%w: the vault sent a block of %d bytes, not %d", backup.ErrDamaged, b.GetRawLength(), size)
+	if b.GetRawLength() != int32(size) || len(b.GetId()) != 32 || b.GetCodec() < 0 || b.GetCodec() > 255 {
+		return nil, fmt.Errorf("%w: the vault sent a block of %d bytes, not %d, with an id of %d", backup.ErrDamaged, b.GetRawLength(), size, len(b.GetId()))
 	}
 	if len(t.plain) != size {
 		t.plain = make([]byte, size)
 	}
-	data, err := t.unpack(b, size)
-	if err != nil || len(data) != size {
-		return nil, fmt.Errorf("%w: a block that does not unpack to %d bytes: %v", backup.ErrDamaged, size, err)
+	if err := t.decoder.Decode(t.plain, pack.Codec(b.GetCodec()), b.GetData()); err != nil {
+		return nil, fmt.Errorf("%w: %w", backup.ErrDamaged, err)
 	}
-	if t.hasher.Block(data) != pack.ID(b.GetId()) {
+	if t.hasher.Block(t.plain) != pack.ID(b.GetId()) {
 		return nil, fmt.Errorf("%w: a block's bytes are not those of its id %x", backup.ErrDamaged, b.GetId())
 	}
-	return data, nil
-}
-
-func (t *tools) unpack(b *v1.VaultBlock, size int) ([]byte, error) {
-	if b.GetCodec() < 0 || b.GetCodec() > 255 {
-		return nil, fmt.Errorf("codec %d", b.GetCodec())
-	}
-	return t.plain, t.decoder.Decode(t.plain, pack.Codec(b.GetCodec()), b.GetData())
+	return t.plain, nil
 }

@@ -4,11 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -178,7 +177,90 @@ func want(t *testing.T, err error, reason string) {
 	}
 }
 
-var _ = fmt.Sprint
-var _ = strings.Repeat
-var _ sync.Mutex
+// relay passes connections on to the vault, counts what goes through, and can cut them all.
+type relay struct {
+	l     net.Listener
+	bytes atomic.Int64
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+func (w *world) relay() *relay {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r := &relay{l: l, conns: map[net.Conn]bool{}}
+	target := w.addr
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns[in], r.conns[out] = true, true
+			r.mu.Unlock()
+			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
+				all.Go(func() {
+					_, _ = io.Copy(struct{ io.Writer }{counter{p[0], &r.bytes}}, p[1])
+					_ = p[0].Close()
+				})
+			}
+		}
+	})
+	w.t.Cleanup(func() {
+		_ = l.Close()
+		r.cut()
+		all.Wait()
+	})
+	return r
+}
+
+type counter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (c counter) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// cut breaks all connections; new ones work.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		_ = c.Close()
+		delete(r.conns, c)
+	}
+}
+
+// through is a client by way of a relay.
+func (w *world) through(r *relay, uid string) droverv1connect.VaultServiceClient {
+	w.t.Helper()
+	c, closer, err := remote.Dial(&v1.VaultAddress{Address: r.l.Addr().String(), Role: "manager"}, w.credential(pki.Identity{Role: pki.RoleHost, Name: uid, UID: uid}), w.ca.Trust())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(closer)
+	return c
+}
+
+// counted is a client, and what it sent and got, in bytes.
+func (w *world) counted(uid string) (droverv1connect.VaultServiceClient, func() int64) {
+	r := w.relay()
+	return w.through(r, uid), r.bytes.Load
+}
+
 var _ backup.Repository = (*remote.Repository)(nil)

@@ -3,6 +3,9 @@ package vault
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -52,10 +55,55 @@ func (v *Vaults) Collect(ctx context.Context, req *v1.VaultWorkRequest, stream *
 	return stream.Send(&v1.VaultProgress{Progress: 1, Done: true, Bytes: res.Read, Freed: res.Freed})
 }
 
-// Scrub reads packs and checks them.
+// Scrub reads packs and checks them, and repairs what it can.
 func (v *Vaults) Scrub(ctx context.Context, req *v1.VaultWorkRequest, stream *connect.ServerStream[v1.VaultProgress]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("scrub"))
+	x, local, ctx, done, err := v.task(ctx, req.GetRepository())
+	if err != nil {
+		return err
+	}
+	defer done()
+	if req.GetShare() < 0 || req.GetShare() > 1 {
+		return invalid("share", "%v is not between 0 and 1", req.GetShare())
+	}
+	if err := stream.Send(&v1.VaultProgress{Step: "read packs"}); err != nil {
+		return err
+	}
+	o := chunkstore.ScrubOptions{Share: req.GetShare(), Rate: req.GetBandwidthLimit(), ReadOnly: v.specOf(x).GetReadOnly()}
+	if len(req.GetMirrors()) > 0 {
+		m := &mirrors{v: v, addresses: req.GetMirrors(), readers: map[mirrorDisk]*mirrorReader{}}
+		defer m.close()
+		o.Mirror = m
+	}
+	res, err := local.Chunks().Scrub(ctx, o)
+	if err != nil {
+		return told(x.name, err)
+	}
+	out := &v1.VaultProgress{Progress: 1, Done: true, Bytes: res.Bytes, Affected: map[string]string{}}
+	for _, p := range res.Damaged {
+		out.DamagedPacks = append(out.DamagedPacks, p.Pack.String())
+	}
+	for _, p := range res.Repaired {
+		out.RepairedPacks = append(out.RepairedPacks, p.Pack.String())
+	}
+	names := map[string]bool{}
+	for _, a := range res.Affected {
+		where := fmt.Sprintf("disk %s from %d, %d bytes", a.Disk, a.Offset, a.Length)
+		if old := out.Affected[a.Point.String()]; old != "" {
+			where = old + "; " + where
+		}
+		if len(where) < maxWhere {
+			out.Affected[a.Point.String()] = where
+		}
+		names[a.VM+"/"+a.Point.String()] = true
+	}
+	v.mu.Lock()
+	x.scrubbed, x.affected = v.o.Clock.Now(), slices.Sorted(maps.Keys(names))
+	v.mu.Unlock()
+	return stream.Send(out)
 }
+
+// maxWhere is how much is told of the damage to one point, in bytes.
+const maxWhere = 4096
 
 // Copy pulls points.
 func (v *Vaults) Copy(ctx context.Context, req *v1.VaultCopyRequest, stream *connect.ServerStream[v1.VaultProgress]) error {

@@ -380,7 +380,7 @@ func (v *Vaults) Send(ctx context.Context, req *v1.VaultSendRequest) (*v1.VaultS
 		if err := d.fits(b.GetBlock()); err != nil {
 			return nil, err
 		}
-		if len(b.GetId()) != 32 || b.GetCodec() < 0 || b.GetCodec() > int32(pack.Zstd) || int64(b.GetRawLength()) != s.blockBS || int64(len(b.GetData())) > s.blockBS {
+		if len(b.GetId()) != 32 || b.GetCodec() < 0 || b.GetCodec() > int32(pack.MinLZ) || int64(b.GetRawLength()) != s.blockBS || int64(len(b.GetData())) > s.blockBS {
 			return nil, invalid("blocks", "block %d: an id of %d bytes, codec %d, %d bytes for %d", b.GetBlock(), len(b.GetId()), b.GetCodec(), len(b.GetData()), b.GetRawLength())
 		}
 		id := pack.ID(b.GetId())
