@@ -96,12 +96,13 @@ func (r *Repository) plan(ctx context.Context, wants []want) ([]run, error) {
 	return runs, nil
 }
 
+// addRun puts a want into the last run, if it stands after what is wanted there already: a record is opened in place, and so only once.
 func addRun(runs []run, f *footer, n int, w want, blockSize int64) []run {
 	e := &f.entries[n]
 	end := int64(e.Offset) + int64(recordSize(e))
 	if k := len(runs) - 1; k >= 0 {
 		o := &runs[k]
-		if o.f == f && int64(e.Offset) >= o.off && int64(e.Offset)-(o.off+int64(o.size)) <= runGap && end-o.off <= runBytes && int64(len(o.wants)+1)*blockSize <= runRaw {
+		if o.f == f && n >= o.where[len(o.where)-1] && int64(e.Offset)-(o.off+int64(o.size)) <= runGap && end-o.off <= runBytes && int64(len(o.wants)+1)*blockSize <= runRaw {
 			o.size = max(o.size, int(end-o.off))
 			o.wants = append(o.wants, w)
 			o.where = append(o.where, n)
