@@ -43,6 +43,7 @@ type agent struct {
 	fabric   *fabric
 	gate     *gate
 	flights  flights
+	lending  lending
 	pruning  chan struct{} // look for images that nobody needs
 	anew     chan struct{} // ask the watch to begin anew
 

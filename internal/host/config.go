@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	v1 "drover/api/drover/v1"
+	"drover/internal/backup"
 	"drover/internal/clock"
 	"drover/internal/hostnet"
 )
@@ -29,6 +32,8 @@ type Config struct {
 	ShmDir string
 	// Listen is where the host's own API is served. Empty: ":7444".
 	Listen string
+	// ListenNBD is where disks of protection points are served to programs of others. Empty: port 7445 of Listen's address.
+	ListenNBD string
 	// Advertise is the address:port that the manager calls. Empty: the local address of the way to the manager, with
 	// Listen's port.
 	Advertise string
@@ -53,6 +58,9 @@ type Config struct {
 	SampleInterval time.Duration
 	// BootID stands for the kernel's, so that a test can pretend a reboot. Empty: the kernel's.
 	BootID string
+
+	// Vault opens the repository that the manager names for an operation, for tests. Nil: over mutual TLS, as the target says.
+	Vault func(context.Context, *v1.VaultTarget) (r backup.Repository, closer func(), err error)
 
 	Log   *slog.Logger
 	Clock clock.Clock
@@ -100,7 +108,14 @@ func (c *Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("%w: --listen %q is not ADDRESS:PORT: %w", ErrConfig, c.Listen, err)
 	}
-	for what, addr := range map[string]string{"--manager": c.Manager, "--advertise": c.Advertise} {
+	if c.ListenNBD == "" {
+		host, _, err := net.SplitHostPort(c.Listen)
+		if err != nil {
+			return err
+		}
+		c.ListenNBD = net.JoinHostPort(host, "7445")
+	}
+	for what, addr := range map[string]string{"--manager": c.Manager, "--advertise": c.Advertise, "--listen-nbd": c.ListenNBD} {
 		if addr == "" {
 			continue
 		}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/backup"
+	"drover/internal/backup/backuptest"
 	"drover/internal/host"
 	"drover/internal/hostnet"
 	"drover/internal/osimage"
@@ -63,6 +65,7 @@ func agentMain(dir string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	cfg := agentConfig(dir, os.Getenv("DROVER_TEST_TOKEN"), os.Stderr)
+	cfg.Vault = vaultOf(newStalled(&backuptest.Memory{}))
 	if err := host.Run(ctx, cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
 		return 1
@@ -72,7 +75,7 @@ func agentMain(dir string) int {
 
 func agentConfig(dir, token string, log io.Writer) host.Config {
 	return host.Config{
-		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Listen: "127.0.0.1:0", JoinToken: token,
+		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Listen: "127.0.0.1:0", ListenNBD: "127.0.0.1:0", JoinToken: token,
 		Hostname: "h1", Version: "test", SampleInterval: time.Second,
 		Datastores: datastores(dir),
 		Log:        slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -100,6 +103,7 @@ type bench struct {
 	agentPID   int      // of an agent in a process of its own
 	uplinks    []string // of agents in this process
 	bootID     string   // what agents in this process take for the boot
+	vault      backup.Repository
 }
 
 func newBench(t *testing.T) *bench {
@@ -259,6 +263,7 @@ func (b *bench) start() {
 	cfg := agentConfig(b.dir, b.token.Text(), b.log)
 	cfg.BootID = b.bootID
 	cfg.Uplinks = b.uplinks
+	cfg.Vault = vaultOf(b.vault)
 	go func() { done <- host.Run(ctx, cfg) }()
 	b.stop = func() {
 		cancel()

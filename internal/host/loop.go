@@ -36,6 +36,8 @@ func (m *machine) run(ctx context.Context) {
 	if err := errors.Join(m.mendSnapshots(ctx), m.mendOperations(ctx)); err != nil {
 		m.log.Error("what an agent before left half done is not settled; a revert is tried again, the rest by the next start of the agent", "err", err)
 	}
+	m.thawLeft(ctx)
+	defer m.endReading(context.Canceled)
 	timer := m.a.clk.NewTimer(time.Hour)
 	defer timer.Stop()
 	var began time.Time
@@ -176,6 +178,7 @@ func (m *machine) do(ctx context.Context, vm *v1.VM, w wish, steps []step) (unti
 func (m *machine) step(ctx context.Context, vm *v1.VM, w wish, st step) error {
 	switch st.do {
 	case doProvision:
+		m.endReading(errChanged)
 		ctx, done := m.interruptible(ctx)
 		defer done()
 		return wrap("make the disks", m.provision(ctx, vm))
@@ -197,6 +200,7 @@ func (m *machine) step(ctx context.Context, vm *v1.VM, w wish, st step) error {
 	case doClean:
 		return m.clean(ctx)
 	case doWipe:
+		m.endReading(errVMEnded)
 		return m.wipe(ctx)
 	case doHot:
 		return m.hot(ctx, vm)

@@ -42,6 +42,7 @@ type machine struct {
 	busy      string // what a long step does just now
 	least     int64  // specs of lower generations are from before a revert
 	idle      bool   // what interrupt ends is only housekeeping
+	backingUp bool   // a backup is being made
 
 	// The rest is the actor's own.
 	local     *local
@@ -61,7 +62,10 @@ type machine struct {
 	exit      string // how it ended
 	undone    bool   // a revert was cut off: nothing else until it is carried through
 	lastState processState
-	following sync.WaitGroup // goroutines that listen to the process
+	readings  []*offRead            // backups and points that read the disks while the VM is off
+	points    map[string]*openPoint // protection points, by id
+	imports   map[string]*imported  // disks that others write to while the VM is off, by id
+	following sync.WaitGroup        // goroutines that listen to the process
 }
 
 // heard is what QEMU's events said of the present process.

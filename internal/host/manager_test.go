@@ -140,7 +140,9 @@ func (m *fakeManager) Enroll(_ context.Context, req *v1.EnrollRequest) (*v1.Enro
 	m.mu.Lock()
 	m.enrols++
 	m.mu.Unlock()
-	chain, err := m.ca.IssueRequest(req.GetCsr(), pki.Grant{Identity: pki.Identity{Role: pki.RoleHost, Name: m.host, UID: m.uid}})
+	chain, err := m.ca.IssueRequest(req.GetCsr(), pki.Grant{
+		Identity: pki.Identity{Role: pki.RoleHost, Name: m.host, UID: m.uid}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ const askTimeout = 10 * time.Second
 // observe looks at what is there now.
 func (m *machine) observe(ctx context.Context, vm *v1.VM, w wish) sight {
 	now := m.a.clk.Now()
-	s := sight{now: now, halt: m.local.Halt, crashes: m.local.Crashes, retry: m.retry, data: !m.local.Gone, compact: m.local.Compact, undone: m.undone, unsaved: m.isUnsaved()}
+	s := sight{now: now, halt: m.local.Halt, crashes: m.local.Crashes, retry: m.retry, data: !m.local.Gone, compact: m.local.Compact && len(m.readings) == 0 && len(m.imports) == 0, undone: m.undone, unsaved: m.isUnsaved()}
 	if w.power == v1.Power_POWER_ON && !w.template && w.held {
 		m.stage = stopNone // a stop that was called off
 	} else if m.local.Restore != "" {

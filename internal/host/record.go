@@ -62,6 +62,10 @@ type local struct {
 	LeastGeneration int64 `json:"least_generation,omitempty"`
 	// Compact: layers wait to be merged when the VM is off.
 	Compact bool `json:"compact,omitempty"`
+	// Tracks are what is known of the changes to disks since restore points.
+	Tracks []*track `json:"tracks,omitempty"`
+	// Frozen: the guest's file systems may be frozen; an agent that finds it so thaws them.
+	Frozen bool `json:"frozen,omitempty"`
 	// Gone: all of it was removed, as the manager wanted; only the manager hasn't heard yet.
 	Gone bool `json:"gone,omitempty"`
 }

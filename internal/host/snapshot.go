@@ -125,17 +125,22 @@ func (m *machine) precondition(reason, message, remedy string) error {
 	return &resource.Error{Code: resource.Precondition, Kind: resource.KindVM, Name: m.name(), Reason: reason, Message: message, Remedy: remedy}
 }
 
-// writeSnapRecord notes the machine as it is.
-func (m *machine) writeSnapRecord(name string, q *qemu.Spec) error {
+// snapRecordOf is the machine as it is.
+func (m *machine) snapRecordOf(q *qemu.Spec) (snapRecord, error) {
 	spec := m.local.Run.spec()
 	if m.local.Run == nil {
 		spec = m.vmSpec()
 	}
 	data, err := proto.Marshal(spec)
+	return snapRecord{Version: 1, Spec: data, QEMU: q, Accel: m.a.accel.name, Places: m.local.Places, Made: m.local.Made}, err
+}
+
+// writeSnapRecord notes the machine as it is.
+func (m *machine) writeSnapRecord(name string, q *qemu.Spec) error {
+	r, err := m.snapRecordOf(q)
 	if err != nil {
 		return err
 	}
-	r := snapRecord{Version: 1, Spec: data, QEMU: q, Accel: m.a.accel.name, Places: m.local.Places, Made: m.local.Made}
 	if err := writeJSON(m.snapPath(name), r); err != nil {
 		return err
 	}
@@ -220,7 +225,7 @@ func (m *machine) snapshotLive(ctx context.Context, p *qemu.Process, stores []*d
 		return 0, err
 	}
 	if err := p.Snapshot(ctx, overlays, memory); err != nil {
-		return 0, err
+		return 0, m.busyError(err)
 	}
 	// From here QEMU writes to the new layers: there is no way back but by a delete.
 	done = true
@@ -237,7 +242,7 @@ func (m *machine) snapshotLive(ctx context.Context, p *qemu.Process, stores []*d
 			return 0, err
 		}
 	}
-	return size, nil
+	return size, m.carryTracks() // saved with the snapshot's name
 }
 
 // freeze has the guest write everything out and hold still. The returned function ends that, whatever happens.
@@ -253,7 +258,15 @@ func (m *machine) freeze(ctx context.Context) (thaw func(), err error) {
 		if _, err := g.client.Thaw(tctx); err != nil {
 			m.log.Error("the guest's file systems were frozen and may be so still", "err", err)
 			m.event(v1.Severity_SEVERITY_ERROR, "VM_NOT_THAWED", "the guest agent did not thaw the guest's file systems: "+err.Error())
+			return
 		}
+		m.local.Frozen = false
+		m.note()
+	}
+	// Written down before, so that an agent that dies now leaves no guest that stands still.
+	m.local.Frozen = true
+	if err := m.save(); err != nil {
+		return nil, err
 	}
 	fctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
@@ -262,6 +275,41 @@ func (m *machine) freeze(ctx context.Context) (thaw func(), err error) {
 		return nil, m.guestError("freeze the file systems", err)
 	}
 	return thaw, nil
+}
+
+// thawLeft thaws a guest that an agent before has frozen.
+func (m *machine) thawLeft(ctx context.Context) {
+	g := m.watchOfGuest()
+	if !m.local.Frozen || g == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	if _, err := g.client.Thaw(ctx); err != nil {
+		m.log.Error("the guest's file systems were frozen by an agent before and may be so still", "err", err)
+		m.event(v1.Severity_SEVERITY_ERROR, "VM_NOT_THAWED", "the guest agent did not thaw the guest's file systems: "+err.Error())
+	}
+	m.local.Frozen = false
+	m.note()
+}
+
+// notRead refuses to change the layers of a running VM that is being read.
+func (m *machine) notRead() error {
+	m.mu.Lock()
+	busy := m.backingUp
+	m.mu.Unlock()
+	if m.process() != nil && (busy || len(m.points) > 0) {
+		return m.busyError(qemu.ErrBusy)
+	}
+	return nil
+}
+
+// busyError says in words that a backup is in the way.
+func (m *machine) busyError(err error) error {
+	if errors.Is(err, qemu.ErrBusy) {
+		return m.precondition("BACKUP_RUNNING", "is being read by a backup or through a protection point", "wait until that has ended, or release the point")
+	}
+	return err
 }
 
 func (m *machine) memorySize(stores []*disk.Store, name string) int64 {
@@ -342,6 +390,9 @@ func (m *machine) mendSnapshot(ctx context.Context, st *disk.Store, s disk.Snaps
 func (m *machine) deleteSnapshot(ctx context.Context, req *v1.NodeSnapshotRequest, step func(string)) error {
 	name := req.GetSnapshot()
 	if err := m.settledRevert(); err != nil {
+		return err
+	}
+	if err := m.notRead(); err != nil {
 		return err
 	}
 	e, err := m.beginOperation(entry{Operation: req.GetOperation(), Kind: "delete", Snapshot: name})

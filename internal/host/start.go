@@ -40,6 +40,10 @@ func (m *machine) adopt(ctx context.Context) {
 // startQEMU starts the VM. On failure nothing is left.
 func (m *machine) startQEMU(ctx context.Context, vm *v1.VM, w wish) (err error) {
 	began := m.a.clk.Now()
+	if err := m.importsOpen(); err != nil {
+		return err
+	}
+	m.endReading(errStarted)
 	var u unwind.Stack
 	defer u.Undo(ctx, &err)
 	if err := m.a.ensureUser(m); err != nil {
@@ -105,6 +109,10 @@ func (m *machine) startQEMU(ctx context.Context, vm *v1.VM, w wish) (err error) 
 		return qemu.Clean(ctx, m.run_)
 	})
 	m.hold(p)
+	m.local.Frozen = false
+	if err := m.inspectTracks(ctx, p); err != nil {
+		m.log.Warn("what is tracked of changes to disks was not looked at", "err", err)
+	}
 	if w.power != v1.Power_POWER_PAUSED {
 		if err := p.QMP().Cont(ctx); err != nil {
 			return fmt.Errorf("let the CPUs run: %w", err)

@@ -236,7 +236,7 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 	if err := m.Hosts.cache.WaitRevision(ctx, h.Meta.Revision); err != nil {
 		return nil, err
 	}
-	chain, err := m.ca.Issue(key, pki.Grant{Identity: id})
+	chain, err := m.ca.Issue(key, pki.Grant{Identity: id, IPs: addressIPs(req.Address)})
 	if err != nil {
 		return nil, refuse(err)
 	}
@@ -244,6 +244,19 @@ func (m *Manager) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.Enroll
 		m.event(v1.Severity_SEVERITY_INFO, resource.KindHost, claim.Name, "HOST_JOINED", "in site "+rec.Site)
 	}
 	return &v1.EnrollResponse{Certificate: pki.EncodeCertificates(chain...), Ca: m.ca.Trust().PEM(), Host: claim.Name, HostUid: claim.UID, Site: rec.Site}, nil
+}
+
+// addressIPs are what programs of others check when they read a disk from a host over NBD: they know it by its address alone. Drover's own
+// processes never go by it.
+func addressIPs(address string) []net.IP {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil
+	}
+	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
+		return []net.IP{ip}
+	}
+	return nil
 }
 
 // hostname is a machine's own name made fit for a host.
@@ -263,7 +276,9 @@ func (m *Manager) Renew(host *v1.Host, csr []byte) (*v1.RenewResponse, error) {
 	key, err := pki.RequestKey(csr)
 	var chain []*x509.Certificate
 	if err == nil {
-		chain, err = m.ca.Issue(key, pki.Grant{Identity: pki.Identity{Role: pki.RoleHost, Name: host.Meta.Name, UID: host.Meta.Uid}})
+		chain, err = m.ca.Issue(key, pki.Grant{
+			Identity: pki.Identity{Role: pki.RoleHost, Name: host.Meta.Name, UID: host.Meta.Uid}, IPs: addressIPs(host.GetStatus().GetAddress()),
+		})
 	}
 	if err != nil {
 		return nil, &resource.Error{Code: resource.Invalid, Kind: resource.KindHost, Name: host.Meta.Name, Field: "csr", Reason: "CSR_INVALID", Message: err.Error()}
