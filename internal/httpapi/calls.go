@@ -23,6 +23,7 @@ const (
 	kindJoin     = "join_token"
 	kindOwnToken = "own_token"
 	kindSwitch   = "switch"
+	kindVault    = "vault"
 )
 
 // open procedures answer anybody: they are how one becomes known.
@@ -114,6 +115,12 @@ var calls = func() map[string]call {
 		"ProtectionService/Changed":         {auth.VerbConsole, resource.KindVM},
 		"ProtectionService/OpenImport":      {auth.VerbOperate, resource.KindVM},
 		"ProtectionService/Release":         {auth.VerbOperate, resource.KindVM},
+	}
+	// What hosts may ask of a repository that the manager serves. That they have a grant for it, the vault asks.
+	for _, method := range []string{
+		"Info", "Points", "Begin", "Disk", "Parent", "Offer", "Prove", "Send", "Finish", "Commit", "End", "Touch", "OpenPoint", "Extents", "Changed", "Blocks",
+	} {
+		t["VaultService/"+method] = call{auth.VerbReport, kindVault}
 	}
 	for service, kind := range map[string]string{
 		"SiteService": resource.KindSite, "DatastoreService": resource.KindDatastore, "NetworkService": resource.KindNetwork, "ImageService": resource.KindImage,

@@ -53,6 +53,9 @@ type testHost struct {
 	// about may alter what the host reports of itself.
 	about func(*v1.HostStatus)
 	sw    toldSwitch
+	// content is what disks hold, by "UID/DISK".
+	content map[string][]byte
+	points  int // restore points that were written
 }
 
 func errorOf(err error) resource.Code { return resource.CodeOf(rpc.FromError(err)) }

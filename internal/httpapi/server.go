@@ -119,6 +119,7 @@ func (s *Server) routes() http.Handler {
 	} {
 		mux.Handle(h())
 	}
+	mux.Handle(s.m.VaultHandler(s.metrics, ending{s.stopping}, guard{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /metrics", s.serveMetrics)
 	mux.HandleFunc("GET /metrics/hosts/{host}", s.serveHostMetrics)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
@@ -32,6 +33,8 @@ type Config struct {
 	SMTP SMTP
 	// Zone is whose clocks policies go by that name no time zone; the machine's if nil.
 	Zone *time.Location
+	// Outbound sends webhooks; nil: a client that does not reach this machine and its link.
+	Outbound *http.Client
 	// Clock is the real one if nil.
 	Clock  clock.Clock
 	Logger *slog.Logger

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/resource"
 )
 
 // grant lets somebody do something at a repository, and returns the secret of it. Grants live in the vault's memory.
@@ -18,8 +19,16 @@ func (m *Manager) grant(ctx context.Context, r *v1.Repository, req *v1.VaultGran
 	var b [32]byte
 	rand.Read(b[:])
 	req.Repository, req.Grant = r.Meta.Name, base64.RawURLEncoding.EncodeToString(b[:])
-	if _, err := c.Grant(ctx, req); err != nil {
-		return "", atVault(r, err)
+	_, err = c.Grant(ctx, req)
+	if err = atVault(r, err); reasonOf(err) == "VAULT_CLOSED" || resource.CodeOf(err) == resource.NotFound {
+		// Who serves it was restarted, and nobody has asked since.
+		if _, err = m.openVault(ctx, r, "", false); err == nil {
+			_, err = c.Grant(ctx, req)
+			err = atVault(r, err)
+		}
+	}
+	if err != nil {
+		return "", err
 	}
 	return req.Grant, nil
 }
@@ -43,13 +52,13 @@ func (m *Manager) revoke(ctx context.Context, r *v1.Repository, grant string) {
 // targetTime is how long a host may use a target; the grant is taken back earlier, when the operation ends.
 const targetTime = 7 * 24 * time.Hour
 
-// target lets a host reach a repository for one operation. The caller calls release when it has ended.
-func (m *Manager) target(ctx context.Context, r *v1.Repository, hostUID, vmUID string, write bool, limit int64) (_ *v1.VaultTarget, release func(), err error) {
+// target lets a host reach a repository for one operation. With point it may write that one and read those of the VM, without it read only. The caller calls release when it has ended.
+func (m *Manager) target(ctx context.Context, r *v1.Repository, hostUID, vmUID string, point string, limit int64) (_ *v1.VaultTarget, release func(), err error) {
 	a, err := m.vaultAddress(r)
 	if err != nil {
 		return nil, nil, err
 	}
-	a.Grant, err = m.grant(ctx, r, &v1.VaultGrantRequest{HostUid: hostUID, VmUid: vmUID, Write: write, Read: true})
+	a.Grant, err = m.grant(ctx, r, &v1.VaultGrantRequest{HostUid: hostUID, VmUid: vmUID, Write: point != "", Point: point, Read: true})
 	if err != nil {
 		return nil, nil, err
 	}

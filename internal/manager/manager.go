@@ -74,7 +74,7 @@ type Manager struct {
 	points       *pointView
 	backups      *scheduler
 	browsing     browsers
-	own          *ownVault // nil: this manager serves no repositories
+	own          *ownVaults
 	macs         *Registry[*v1.MACClaim]
 	joinKeys     *Registry[*v1.Join]
 	clusters     *store.Collection[*v1.Cluster]
@@ -126,6 +126,9 @@ func Open(ctx context.Context, cfg Config) (m *Manager, err error) {
 	}
 	m.openAuth()
 	m.nodes = newNodes(m)
+	if err := m.openVaults(ctx); err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
 	m.board = newBoard(m)
 	m.Ports = &Registry[*v1.Port]{kind: resource.KindPort, cache: m.board.view, clk: cfg.Clock, zero: (*v1.Port)(nil).ProtoReflect().New().Interface().(*v1.Port)}
 	m.points = newPointView(m)
@@ -259,6 +262,9 @@ const exclusiveTime = 15 * time.Second
 // Close gives back what Open took.
 func (m *Manager) Close() error {
 	var errs []error
+	if m.own != nil {
+		errs = append(errs, m.own.vaults.Close())
+	}
 	if m.nodes != nil {
 		m.nodes.close()
 	}

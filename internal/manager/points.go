@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	v1 "drover/api/drover/v1"
 	"drover/internal/backup"
 	"drover/internal/resource"
+	"drover/internal/rpc"
 	"drover/internal/store"
 
 	"google.golang.org/protobuf/proto"
@@ -31,6 +33,8 @@ type pointView struct {
 	rev int64
 	// repos is by name.
 	repos map[string]*repoView
+	// byVM has the points of each VM by its uid, oldest first. The lists are never changed, only replaced.
+	byVM map[string][]*v1.RestorePoint
 }
 
 // repoView is what is remembered of one repository.
@@ -197,12 +201,30 @@ func (v *pointView) feed(repository string, list []*v1.RestorePoint) {
 		events = append(events, store.Event[*v1.RestorePoint]{Type: store.Put, Name: name, Object: p, Revision: v.rev})
 	}
 	feed(v.view, events, v.rev)
+	if len(events) == 0 {
+		return
+	}
+	v.byVM = map[string][]*v1.RestorePoint{}
+	all, _ := v.view.List()
+	for _, p := range all {
+		v.byVM[p.Status.VmUid] = append(v.byVM[p.Status.VmUid], p)
+	}
+	for _, list := range v.byVM {
+		byTime(list)
+	}
+}
+
+func byTime(list []*v1.RestorePoint) {
+	slices.SortStableFunc(list, func(a, b *v1.RestorePoint) int { return a.Status.Time.AsTime().Compare(b.Status.Time.AsTime()) })
 }
 
 // poll asks one vault how it is and, if they may have changed, for its points.
 func (v *pointView) poll(ctx context.Context, r *v1.Repository) error {
 	name := r.Meta.Name
 	st, rev, err := v.status(ctx, r)
+	if err == nil && !usablePhase(st.Phase) {
+		return v.keep(context.WithoutCancel(ctx), r, st)
+	}
 	if err == nil {
 		x := v.get(name)
 		now := v.m.cfg.Clock.Now()
@@ -233,12 +255,8 @@ func (v *pointView) poll(ctx context.Context, r *v1.Repository) error {
 
 // phaseOf is what an error of a vault makes of its repository.
 func phaseOf(err error) v1.RepositoryPhase {
-	var e *resource.Error
-	if errors.As(err, &e) && (e.Reason == "REPOSITORY_LOCKED" || e.Reason == "PASSPHRASE_WRONG" || e.Reason == "KEY_WRONG") {
-		return v1.RepositoryPhase_REPOSITORY_PHASE_LOCKED
-	}
 	switch resource.CodeOf(err) {
-	case resource.Denied, resource.Anonymous:
+	case resource.Denied, resource.Anonymous: // KEY_WRONG
 		return v1.RepositoryPhase_REPOSITORY_PHASE_LOCKED
 	case resource.Invalid, resource.Unimplemented:
 		return v1.RepositoryPhase_REPOSITORY_PHASE_FAILED
@@ -254,13 +272,16 @@ func (v *pointView) status(ctx context.Context, r *v1.Repository) (*v1.Repositor
 	}
 	if v.get(r.Meta.Name).told == r.Meta.Generation {
 		res, err := c.Status(ctx, &v1.VaultStatusRequest{Repository: r.Meta.Name})
-		if err == nil {
+		if err == nil && usablePhase(res.Status.GetPhase()) {
 			return statusOf(res.Status), res.Revision, nil
 		}
-		if err = atVault(r, err); resource.CodeOf(err) != resource.NotFound {
-			return nil, 0, err
+		if err != nil {
+			if err = atVault(r, err); resource.CodeOf(err) != resource.NotFound && reasonOf(err) != "VAULT_CLOSED" {
+				return nil, 0, err
+			}
 		}
 	}
+	// It is not open there, or its storage is away: opening tries again.
 	if _, err := v.m.openVault(ctx, r, "", false); err != nil {
 		return nil, 0, err
 	}
@@ -270,6 +291,24 @@ func (v *pointView) status(ctx context.Context, r *v1.Repository) (*v1.Repositor
 		return nil, 0, atVault(r, err)
 	}
 	return statusOf(res.Status), res.Revision, nil
+}
+
+// reasonOf is the reason of an error, of here or from afar.
+func reasonOf(err error) string {
+	var e *resource.Error
+	if errors.As(err, &e) {
+		return e.Reason
+	}
+	return rpc.Detail(err).GetReason()
+}
+
+// usablePhase reports whether a repository can be read.
+func usablePhase(p v1.RepositoryPhase) bool {
+	switch p {
+	case v1.RepositoryPhase_REPOSITORY_PHASE_UNREACHABLE, v1.RepositoryPhase_REPOSITORY_PHASE_LOCKED, v1.RepositoryPhase_REPOSITORY_PHASE_FAILED:
+		return false
+	}
+	return true
 }
 
 func statusOf(st *v1.RepositoryStatus) *v1.RepositoryStatus {
@@ -294,6 +333,12 @@ func (v *pointView) keep(ctx context.Context, r *v1.Repository, st *v1.Repositor
 			was = &v1.RepositoryStatus{}
 		}
 		now := clone(st)
+		if now.LastCollect == nil {
+			now.LastCollect = was.LastCollect // a vault that was restarted doesn't know
+		}
+		if now.LastScrub == nil {
+			now.LastScrub = was.LastScrub
+		}
 		now.ObservedGeneration = max(was.ObservedGeneration, r.Meta.Generation)
 		if sameRepository(was, now) {
 			return errSame
@@ -328,25 +373,25 @@ func sameRepository(a, b *v1.RepositoryStatus) bool {
 	return proto.Equal(a, b)
 }
 
-func (v *pointView) count(repository string) (n int) {
-	for _, p := range v.of(repository, "") {
-		if p != nil {
-			n++
-		}
-	}
-	return n
-}
+func (v *pointView) count(repository string) int { return len(v.of(repository, "")) }
 
 // of are the points of a repository, or with vm of one VM in it, oldest first. With repository "" those of all.
 func (v *pointView) of(repository, vmUID string) []*v1.RestorePoint {
 	var list []*v1.RestorePoint
 	all, _ := v.view.List()
+	if vmUID != "" {
+		v.mu.Lock()
+		all = v.byVM[vmUID]
+		v.mu.Unlock()
+	}
 	for _, p := range all {
-		if (repository == "" || p.Status.Repository == repository) && (vmUID == "" || p.Status.VmUid == vmUID) {
+		if repository == "" || p.Status.Repository == repository {
 			list = append(list, p)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b *v1.RestorePoint) int { return a.Status.Time.AsTime().Compare(b.Status.Time.AsTime()) })
+	if vmUID == "" {
+		byTime(list)
+	}
 	return list
 }
 
@@ -399,9 +444,6 @@ func (v *pointView) withGrant(ctx context.Context, r *v1.Repository, f func(gran
 		err := f(grant)
 		switch resource.CodeOf(err) {
 		case resource.Denied, resource.NotFound, resource.Anonymous:
-			if err == nil {
-				return nil
-			}
 		default:
 			return err
 		}
@@ -529,6 +571,10 @@ func (m *Manager) openPoint(ctx context.Context, r *v1.Repository, id string) (p
 		}
 		p = &backup.Point{}
 		err = json.Unmarshal(res.Point, p)
+		if p.Files == nil {
+			p.Files = map[string][]byte{}
+		}
+		maps.Copy(p.Files, res.Files)
 		_, eerr := c.End(context.WithoutCancel(ctx), &v1.VaultEndRequest{Session: res.Session})
 		return errors.Join(err, atVault(r, eerr))
 	})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -28,12 +29,14 @@ const (
 )
 
 func (m *Manager) handlers() map[string]task.Handler {
-	return map[string]task.Handler{
+	h := map[string]task.Handler{
 		taskSnapshotCreate: {Do: m.doSnapshot, Undo: m.undoSnapshot},
 		taskSnapshotRevert: {Do: m.doRevert, Undo: m.undoRevert},
 		taskSnapshotDelete: {Do: m.doDeleteSnapshot, Undo: m.undoDeleteSnapshot},
 		taskImageImport:    {Do: m.doImport, Undo: m.undoImport},
 	}
+	maps.Copy(h, m.backupHandlers())
+	return h
 }
 
 // submit begins a task for whoever asks.

@@ -4,20 +4,22 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	v1 "drover/api/drover/v1"
 	"drover/api/drover/v1/droverv1connect"
+	"drover/internal/backup/policy"
+	"drover/internal/backup/vault"
 	"drover/internal/pki"
 	"drover/internal/resource"
 	"drover/internal/rpc"
+
+	"connectrpc.com/connect"
 )
 
 // vault is the service behind a repository, as the manager calls it.
 func (m *Manager) vault(r *v1.Repository) (droverv1connect.VaultServiceClient, error) {
 	if r.Spec.Host == "" {
-		if m.own == nil {
-			return nil, &resource.Error{Code: resource.Unavailable, Kind: resource.KindRepository, Name: r.Meta.Name, Reason: "VAULT_UNAVAILABLE", Message: "this manager serves no repositories"}
-		}
 		return m.own.client, nil
 	}
 	n, err := m.nodes.node(r.Spec.Host)
@@ -64,18 +66,43 @@ func atVault(r *v1.Repository, err error) error {
 	return &resource.Error{Code: code, Kind: resource.KindRepository, Name: r.Meta.Name, Reason: "VAULT_FAILED", Message: err.Error(), Err: err}
 }
 
-// ownVault serves the manager's own repositories: to hosts by its handler, to the manager by its client, which goes through memory.
-type ownVault struct {
-	handler http.Handler
-	path    string
-	client  droverv1connect.VaultServiceClient
-	close   func() error
+// ownVaults are the repositories that the manager's process serves: to hosts by a handler, to the manager itself inside the process.
+type ownVaults struct {
+	vaults *vault.Vaults
+	client droverv1connect.VaultServiceClient
 }
 
-// VaultHandler serves hosts what the manager's own repositories hold; "" if it serves none.
-func (m *Manager) VaultHandler() (string, http.Handler) {
-	if m.own == nil {
-		return "", nil
+func (m *Manager) openVaults(ctx context.Context) error {
+	v, err := vault.New(context.WithoutCancel(ctx), vault.Options{
+		StateDir: m.cfg.path("vaults"), CacheDir: m.cfg.path("vault-cache"), Clock: m.cfg.Clock, Log: m.log, Version: m.cfg.Version, Admit: m.Admit, Dial: m.dialVault,
+		InWindow: func(window string, t time.Time) (bool, error) {
+			w, err := policy.ParseWindow(window)
+			return err == nil && w.Contains(t.In(m.cfg.Zone)), err
+		},
+	})
+	if err != nil {
+		return err
 	}
-	return m.own.path, m.own.handler
+	m.own = &ownVaults{vaults: v, client: v.Client()}
+	return nil
+}
+
+// VaultHandler serves hosts what the manager's own repositories hold.
+func (m *Manager) VaultHandler(interceptors ...connect.Interceptor) (string, http.Handler) {
+	return m.own.vaults.Handler(interceptors...)
+}
+
+// dialVault reaches another vault, to copy from it.
+func (m *Manager) dialVault(a *v1.VaultAddress) (droverv1connect.VaultServiceClient, func(), error) {
+	if a.Role == string(pki.RoleManager) {
+		return m.own.client, func() {}, nil
+	}
+	n, err := m.nodes.node(a.Host)
+	if err != nil {
+		return nil, nil, err
+	}
+	if n.uid != a.Uid {
+		return nil, nil, &resource.Error{Code: resource.Unavailable, Kind: resource.KindHost, Name: a.Host, Reason: "HOST_REMOVED", Message: "is another machine than it was"}
+	}
+	return n.vault, func() {}, nil
 }

@@ -19,6 +19,11 @@ import (
 
 // CreateVM checks a VM, finds a host for it, and gives it to that host.
 func (m *Manager) CreateVM(ctx context.Context, vm *v1.VM, validateOnly bool) (*v1.VM, error) {
+	return m.createVM(ctx, vm, validateOnly, "")
+}
+
+// createVM makes a VM, which with busy belongs to that task alone from the beginning.
+func (m *Manager) createVM(ctx context.Context, vm *v1.VM, validateOnly bool, busy string) (*v1.VM, error) {
 	if err := needMeta(resource.KindVM, vm); err != nil {
 		return nil, err
 	}
@@ -51,6 +56,7 @@ func (m *Manager) CreateVM(ctx context.Context, vm *v1.VM, validateOnly bool) (*
 	if err := m.place(vm, pin); err != nil {
 		return nil, err
 	}
+	vm.Status.Busy = busy
 	claims, err := m.claimMACs(ctx, nil, vm)
 	if err != nil {
 		return nil, err
