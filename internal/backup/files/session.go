@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -246,8 +248,17 @@ func (s *Session) Volumes(ctx context.Context) ([]Volume, error) {
 	return slices.Clone(list), nil
 }
 
+var diskNumber = regexp.MustCompile(`\bdisk [0-9]{1,5}\b`)
+
 func (s *Session) volume(w wire.Volume) Volume {
-	name, place := strings.ReplaceAll(w.ID, "/", "."), w.Place
+	name := strings.ReplaceAll(w.ID, "/", ".")
+	// The helper knows disks by number.
+	place := diskNumber.ReplaceAllStringFunc(w.Place, func(m string) string {
+		if n, err := strconv.Atoi(m[len("disk "):]); err == nil && n < len(s.names) {
+			return "disk " + s.names[n]
+		}
+		return m
+	})
 	if int(w.Disk) < len(s.names) {
 		name, place = s.names[w.Disk], "disk "+s.names[w.Disk]
 		if w.Part != 0 {

@@ -189,6 +189,9 @@ func (m *machine) groups(devs []device) []device {
 		if !ok {
 			continue
 		}
+		if _, copied := where[p.uuid]; copied {
+			continue // of two copies of a physical volume the first counts
+		}
 		where[p.uuid] = d
 		name, g := groupOf(p.text)
 		if g == nil {

@@ -57,7 +57,10 @@ func (m *machine) all() []*volume {
 		if d.f.fs == fsMD || d.f.fs == fsLVM || d.f.fs == fsUnknown && d.Size <= 4096 {
 			continue
 		}
-		if v := pools[d.f.uuid]; d.f.fs == fsBtrfs && v != nil {
+		if v := pools[d.f.uuid]; d.f.fs == fsBtrfs && v != nil && d.f.devices == 1 {
+			// The kernel tells btrfs by its UUID alone.
+			d.f.note = "is a copy of the file system on " + v.Place + ", and only one of the two can be opened"
+		} else if d.f.fs == fsBtrfs && v != nil {
 			v.members, v.Disk, v.Part = append(v.members, d.name), wire.NoDisk, 0
 			v.Place += " and " + d.Place
 			v.Size += d.Size
@@ -65,7 +68,7 @@ func (m *machine) all() []*volume {
 		}
 		v := &volume{Volume: d.Volume, dev: d.name, members: []string{d.name}}
 		v.FS, v.Label, v.UUID, v.Note = d.f.fs, d.f.label, d.f.uuid, d.f.note
-		if d.f.fs == fsBtrfs {
+		if d.f.fs == fsBtrfs && d.f.note == "" {
 			pools[d.f.uuid] = v
 		}
 		m.volumes = append(m.volumes, v)
@@ -216,7 +219,7 @@ func (m *machine) mountNTFS(v *volume, dir string) error {
 		if b, err := os.ReadFile(out.Name()); err == nil {
 			said.Write(b[:min(len(b), 300)])
 		}
-		return fail(wire.Damaged, "the NTFS file system cannot be mounted: %v: %s", err, strings.TrimSpace(said.String()))
+		return fail(wire.Damaged, "the NTFS file system cannot be mounted: %v: %s", err, strings.ReplaceAll(strings.TrimSpace(said.String()), "\n", "; "))
 	}
 	return nil
 }
