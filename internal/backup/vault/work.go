@@ -2,16 +2,17 @@ package vault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"connectrpc.com/connect"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/backup"
 	"drover/internal/chunkstore"
+	"drover/internal/resource"
 )
 
 // task is work of the manager's on a repository: it ends when the repository is closed.
@@ -105,7 +106,59 @@ func (v *Vaults) Scrub(ctx context.Context, req *v1.VaultWorkRequest, stream *co
 // maxWhere is how much is told of the damage to one point, in bytes.
 const maxWhere = 4096
 
-// Copy pulls points.
+// Copy pulls points from another vault. Cut off, the next one goes on where it ended.
 func (v *Vaults) Copy(ctx context.Context, req *v1.VaultCopyRequest, stream *connect.ServerStream[v1.VaultProgress]) error {
-	return connect.NewError(connect.CodeUnimplemented, errors.New("copy"))
+	x, local, ctx, done, err := v.task(ctx, req.GetRepository())
+	if err != nil {
+		return err
+	}
+	defer done()
+	o := chunkstore.CopyOptions{Rate: req.GetBandwidthLimit()}
+	if rate := x.limit.Rate(); rate > 0 && (o.Rate == 0 || rate < o.Rate) {
+		o.Rate = rate
+	}
+	for _, p := range req.GetPoints() {
+		id, err := pointID(p)
+		if err != nil {
+			return err
+		}
+		o.Points = append(o.Points, id)
+	}
+	if len(o.Points) == 0 {
+		return invalid("points", "no points are named")
+	}
+	if v.specOf(x).GetReadOnly() {
+		return &resource.Error{Code: resource.Precondition, Kind: resource.KindRepository, Name: x.name, Reason: "REPOSITORY_READ_ONLY", Message: "it takes no new points"}
+	}
+	if err := v.room(ctx, x, local, 0); err != nil {
+		return err
+	}
+	from, closer, err := v.away(req.GetFrom())
+	if err != nil {
+		return told(x.name, err)
+	}
+	defer closer()
+	src, err := from.Source(ctx)
+	if err != nil {
+		return told(x.name, err)
+	}
+	// A caller who has gone is noticed by the context.
+	var mu sync.Mutex
+	o.Progress = func(r chunkstore.CopyResult) {
+		mu.Lock()
+		defer mu.Unlock()
+		share := float64(r.Points+r.Had+len(r.Failed)) / float64(len(o.Points))
+		_ = stream.Send(&v1.VaultProgress{Progress: min(share, 1), Step: "copy points from " + req.GetFrom().GetRepository(), Bytes: r.Bytes})
+	}
+	res, err := local.Chunks().Copy(ctx, src, o)
+	if err != nil {
+		return told(x.name, err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	out := &v1.VaultProgress{Progress: 1, Done: true, Bytes: res.Bytes, Affected: map[string]string{}}
+	for _, f := range res.Failed {
+		out.Affected[f.Point.String()] = f.Err.Error()
+	}
+	return stream.Send(out)
 }
