@@ -311,6 +311,34 @@ func (m *model) rotate(t *rapid.T) {
 	m.errOK("rotate", m.program(t).r.Rotate(m.ctx), before)
 }
 
+// scrub finds nothing: the storage rots in other tests.
+func (m *model) scrub(t *rapid.T) {
+	before := m.injected()
+	res, err := m.program(t).r.Scrub(m.ctx, cs.ScrubOptions{Share: rapid.SampledFrom([]float64{0, 0.3}).Draw(t, "share")})
+	m.errOK("scrub", err, before)
+	if len(res.Damaged) > 0 && m.injected() == before {
+		t.Fatalf("a scrub finds damage: %+v", res.Damaged)
+	}
+}
+
+// keep keeps a point, tries to forget it, and lets it go again.
+func (m *model) keep(t *rapid.T) {
+	id := pick(t, "point", m.living())
+	r, before := m.program(t).r, m.injected()
+	err := r.Keep(m.ctx, id, true, nil)
+	m.errOK("keep", err, before)
+	if err == nil {
+		if err := m.forget(r, id); err == nil || m.injected() == before && !errors.Is(err, cs.ErrKept) {
+			t.Fatalf("forget of a point that is kept: %v", err)
+		}
+	}
+	// It must not stay kept: the end of the run wants to know what is left.
+	m.setFaults(nil)
+	if err := r.Keep(m.ctx, id, false, nil); err != nil && !errors.Is(err, cs.ErrGone) {
+		t.Fatalf("let go of a point: %v", err)
+	}
+}
+
 // list compares the list of points.
 func (m *model) list(t *rapid.T) {
 	p := m.program(t)

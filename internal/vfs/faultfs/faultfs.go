@@ -112,6 +112,7 @@ func (f *FS) newDir() *node {
 }
 
 // CrashAt makes the n-th operation from now that changes something the last: it fails, and is done or not as the seed of [FS.Crash] says.
+// 0: none is.
 func (f *FS) CrashAt(n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
