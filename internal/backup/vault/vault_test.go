@@ -37,7 +37,6 @@ type world struct {
 	addr   string
 	// Of repositories that create makes. Empty: they are quicker to make.
 	passphrase string
-	wire       atomic.Int64 // bytes that clients sent and got
 }
 
 func newWorld(t testing.TB, o vault.Options) *world {
