@@ -31,9 +31,6 @@ type Disk struct {
 	s    *Session
 	t    *tree
 	keep *cache[int64, []byte] // blocks; nil: zeros
-
-	mu   sync.Mutex
-	free [][]byte
 }
 
 // Open opens a disk of a point that there is.

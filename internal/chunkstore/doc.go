@@ -20,7 +20,9 @@
 //
 // # Lock order
 //
-// Session.mu, then Repository.mu, then the locks of the index and of caches, which are leaves. No I/O under Repository.mu.
+// A leaf of a DiskWriter, then DiskWriter.mu or packer.mu; a leaf is held while the page that it begins with is read, so that
+// others who write to it wait for that. Session.mu, packer.mu, the ledger's lock, and those of the index and of caches are
+// leaves. Turns (Session.addTurn, Repository.indexTurn, the ledger's) are taken before any lock, and held over I/O.
 //
 // # Not here
 //

@@ -2,9 +2,12 @@ package chunkstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"drover/internal/chunkstore/index"
 	"drover/internal/chunkstore/ledger"
@@ -57,21 +60,40 @@ func (r *Repository) fillIndex(ctx context.Context) error {
 			return fmt.Errorf("the index: %w", err)
 		}
 	}
-	for _, id := range missing {
-		f, err := r.readFooter(ctx, id)
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			r.log.Warn("a pack's footer can not be read: its blocks will be stored again", "pack", id, "error", err)
-			continue
-		}
-		if err := x.Add(id, f.entries); err != nil {
-			return fmt.Errorf("the index: %w", err)
-		}
+	if err := r.readFooters(ctx, x, missing); err != nil {
+		return err
 	}
 	r.indexed = seq
 	return nil
+}
+
+// footersInFlight hides the latency of a store over the network.
+const footersInFlight = 16
+
+// readFooters puts packs into the index.
+func (r *Repository) readFooters(ctx context.Context, x Index, packs []PackID) error {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	errs := make([]error, min(footersInFlight, len(packs)))
+	for k := range errs {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(packs)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				f, err := r.readFooter(ctx, packs[i])
+				if err != nil {
+					if ctx.Err() == nil {
+						r.log.Warn("a pack's footer can not be read: its blocks will be stored again", "pack", packs[i], "error", err)
+					}
+					continue
+				}
+				if err := x.Add(packs[i], f.entries); err != nil {
+					errs[k] = fmt.Errorf("the index: %w", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
 }
 
 func (r *Repository) openIndex() (Index, error) {

@@ -15,6 +15,7 @@ const (
 	pageHead  = 16
 	pageEntry = 36
 	maxLevel  = 6 // 256^7 blocks of 4 KiB are more than 2^63 bytes
+	maxDisk   = 1 << 60
 	maxPage   = pageHead + Fanout*16 + Fanout*pageEntry
 )
 

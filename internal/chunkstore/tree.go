@@ -21,8 +21,11 @@ func (r *Repository) tree(d *ledger.Disk) (*tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("disk %q: %w", d.GetName(), err)
 	}
+	if d.GetSize() < 0 || d.GetSize() > maxDisk {
+		return nil, fmt.Errorf("disk %q: %w: a size of %d bytes is impossible", d.GetName(), ErrDamaged, d.GetSize())
+	}
 	t := &tree{r: r, name: d.GetName(), shape: newShape(d.GetSize(), int64(r.config.BlockSize)), root: root, at: at}
-	if d.GetSize() < 0 || !root.Zero() && t.level != int(d.GetLevel()) {
+	if !root.Zero() && t.level != int(d.GetLevel()) {
 		return nil, fmt.Errorf("disk %q: %w: %d bytes have no tree of level %d", d.GetName(), ErrDamaged, d.GetSize(), d.GetLevel())
 	}
 	return t, nil

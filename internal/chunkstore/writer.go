@@ -72,7 +72,7 @@ func (s *Session) Disk(ctx context.Context, o DiskOptions) (*DiskWriter, error) 
 		return nil, err
 	}
 	bs := int64(s.r.config.BlockSize)
-	if o.Size < 0 || o.Size > 1<<60 {
+	if o.Size < 0 || o.Size > maxDisk {
 		return nil, fmt.Errorf("disk %q: a size of %d bytes is impossible", o.Name, o.Size)
 	}
 	w := &DiskWriter{s: s, o: o, shape: newShape(o.Size, bs), open: map[int64]*leaf{}, done: map[int64]entry{}}

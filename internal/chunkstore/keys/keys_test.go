@@ -146,7 +146,8 @@ func TestIDs(t *testing.T) {
 		if a.Block(block) == b.Block(block) {
 			t.Errorf("%s: the key does not matter", kind)
 		}
-		if a.Block(block) != a.Block(block) {
+		first := a.Block(block)
+		if again := a.Block(block); again != first {
 			t.Errorf("%s: the id changes", kind)
 		}
 		none := func(func(pack.ID) bool) {}

@@ -11,9 +11,6 @@ import (
 )
 
 func b16(n byte) []byte { return bytes.Repeat([]byte{n}, 16) }
-func k16(n byte) [16]byte {
-	return [16]byte(b16(n))
-}
 
 func begin(n byte, pins ...byte) *Transaction {
 	b := &Begin{Session: b16(n)}
