@@ -136,6 +136,8 @@ func (m *Manager) send(ctx context.Context, p *v1.BackupPolicy, to string, doc n
 	return m.sendMail(ctx, to, doc)
 }
 
+var errNotSent = errors.New("not sent")
+
 // signatureHeader has the HMAC-SHA-256 of the body under the policy's secret.
 const signatureHeader = "Drover-Signature"
 

@@ -3,7 +3,6 @@ package manager
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -273,4 +272,3 @@ func (m *Manager) CountBackups() BackupCounts {
 	return out
 }
 
-var errNotSent = errors.New("not sent")

@@ -68,11 +68,10 @@ func (s *scheduler) pruneAll(ctx context.Context) error {
 	var errs []error
 	for _, p := range policies {
 		name := p.Meta.Name
-		if last, was := s.pruned[name]; was && !s.prune[name] && now.Sub(last) < pruneEvery {
+		if last, was := s.pruned[name]; !s.takeAdded(name) && was && now.Sub(last) < pruneEvery {
 			continue
 		}
 		s.pruned[name] = now
-		delete(s.prune, name)
 		errs = append(errs, s.prunePolicy(ctx, p, now.In(s.m.zone(p.Spec.TimeZone))))
 	}
 	return errors.Join(errs...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"strings"
 	"time"
 
 	v1 "drover/api/drover/v1"
@@ -35,7 +36,7 @@ type ending struct {
 // recordEnd notes how a run ended. Only the task that the record names ends it; a second call does nothing.
 func (m *Manager) recordEnd(ctx context.Context, name, taskName string, e ending) error {
 	now := m.cfg.Clock.Now()
-	final, tries := false, int32(0)
+	final := false
 	var done *v1.BackupRecord
 	rec, err := m.records.mutate(ctx, name, func(rec *v1.BackupRecord) error {
 		done = nil
@@ -61,7 +62,7 @@ func (m *Manager) recordEnd(ctx context.Context, name, taskName string, e ending
 		if e.cancelled {
 			rec.Failures = max(rec.Failures, int32(pp.Retries)+1) // who cancelled it doesn't want it tried again
 		}
-		final, tries = int(rec.Failures) > pp.Retries, rec.Failures
+		final = int(rec.Failures) > pp.Retries
 		return nil
 	})
 	if resource.CodeOf(err) == resource.NotFound && err != nil {
@@ -73,7 +74,6 @@ func (m *Manager) recordEnd(ctx context.Context, name, taskName string, e ending
 	if e.err != nil {
 		m.event(v1.Severity_SEVERITY_ERROR, resource.KindPolicy, rec.Policy, "BACKUP_GIVEN_UP", "VM "+rec.Vm+": "+e.err.Error())
 	}
-	_ = tries
 	return m.countRun(ctx, rec, e)
 }
 
@@ -112,7 +112,8 @@ func (m *Manager) copyEnd(ctx context.Context, record, repository, taskName stri
 	if record == "" {
 		return nil
 	}
-	m.backups.wake()
+	name, _, _ := strings.Cut(record, "/")
+	defer m.backups.added(name)
 	now := m.cfg.Clock.Now()
 	_, err := m.records.mutate(ctx, record, func(rec *v1.BackupRecord) error {
 		c := copyOf(rec, repository)

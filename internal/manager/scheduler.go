@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "drover/api/drover/v1"
@@ -26,7 +27,9 @@ type scheduler struct {
 	// Below: the loop's own.
 	pruned map[string]time.Time // last pruning, by policy
 	tried  map[string]time.Time // last collection and scrub that was begun, by "KIND/REPOSITORY"
-	prune  map[string]bool      // policies with new points
+
+	mu    sync.Mutex
+	prune map[string]bool // policies with new points
 }
 
 func newScheduler(m *Manager) *scheduler {
@@ -44,6 +47,23 @@ const (
 	hostRuns      = 4
 	datastoreRuns = 4
 )
+
+// added notes that a policy has new points.
+func (s *scheduler) added(policyName string) {
+	s.mu.Lock()
+	s.prune[policyName] = true
+	s.mu.Unlock()
+	s.wake()
+}
+
+// takeAdded reports whether a policy has new points, and forgets it.
+func (s *scheduler) takeAdded(policyName string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.prune[policyName]
+	delete(s.prune, policyName)
+	return was
+}
 
 func (s *scheduler) wake() {
 	select {
@@ -334,7 +354,7 @@ func (s *scheduler) finish(ctx context.Context) error {
 			return nil
 		})
 		errs = append(errs, err)
-		s.prune[p.Meta.Name] = true
+		s.added(p.Meta.Name)
 		errs = append(errs, s.tests(ctx, p, run.StartTime.AsTime()))
 	}
 	return errors.Join(errs...)
