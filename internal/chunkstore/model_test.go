@@ -83,7 +83,7 @@ func modelRun(t *testing.T, rt *rapid.T) {
 		"open": m.openProgram, "begin": m.begin, "write": m.writeDisk, "commit": m.commitPoint, "end": m.endWriter,
 		"pin": m.pin, "read": m.readPinned, "unpin": m.unpin, "forget": m.forgetSome, "collect": m.collect, "collect again": m.collect,
 		"rewrite": m.rewrite, "rotate": m.rotate, "crash": m.crash, "faults": m.fault, "backup": m.wholeBackup, "backup again": m.wholeBackup,
-		"end the dead": m.endDead, "list": m.list,
+		"end the dead": m.endDead, "list": m.list, "scrub": m.scrub, "keep": m.keep,
 	})
 	m.setFaults(nil)
 	m.closeAll()

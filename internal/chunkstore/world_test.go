@@ -53,7 +53,7 @@ type text struct {
 }
 
 func (x text) bytes() []byte {
-	var out []byte
+	out := make([]byte, 0, len(x.letters)*blockSize)
 	for _, l := range x.letters {
 		out = append(out, alphabet[l]...)
 	}
@@ -115,7 +115,6 @@ type point struct {
 	disks []text
 	text  string // description
 	state state
-	gen   int // the world's, when the state was unclear: after a crash it is settled
 }
 
 // world is a repository, several programs that use it, and what it must hold.
