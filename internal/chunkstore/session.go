@@ -259,7 +259,8 @@ func (s *Session) Commit(ctx context.Context, points ...*ledger.Point) error {
 	return nil
 }
 
-// Close ends the session. Points that were committed stay; packs that are durable serve later sessions.
+// Close ends the session. Points that were committed stay; packs that are durable serve later sessions. With a ctx that has ended the log is not
+// told, and garbage that the session may refer to stays for a day.
 func (s *Session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	if s.closed {

@@ -23,6 +23,9 @@ import (
 // checkpointEvery is how many transactions stand between checkpoints, and 64 packs count as one more.
 const checkpointEvery = 64
 
+// blindTries is how often a transaction that is there, says the store, is looked for: 80 seconds, longer than NFS remembers names that are not there.
+const blindTries = 28
+
 // Options of a log. Key must be given.
 type Options struct {
 	Key      []byte // keys.Ring.Log
@@ -179,7 +182,7 @@ func (l *Log) Do(ctx context.Context, build func(*State) (*Transaction, error)) 
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	for {
+	for blind := 0; ; {
 		t, err := l.build(build)
 		if t == nil || err != nil {
 			// What is refused, or needless, by what was read last may be right by what others have written since.
@@ -224,7 +227,17 @@ func (l *Log) Do(ctx context.Context, build func(*State) (*Transaction, error)) 
 			return 0, errors.Join(fmt.Errorf("write %s: %w", logName(seq), err), herr)
 		case ours:
 			return seq, nil
-		case !there:
+		case there:
+			blind = 0
+		case errors.Is(err, blob.ErrExists) && blind < blindTries:
+			// NFS remembers for a while that a name was not there.
+			blind++
+			select {
+			case <-l.o.Clock.After(time.Duration(blind) * 200 * time.Millisecond):
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		default:
 			return 0, fmt.Errorf("write %s: %w", logName(seq), err)
 		}
 	}

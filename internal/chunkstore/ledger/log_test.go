@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"drover/internal/blob"
 )
@@ -192,4 +193,34 @@ func TestRefusedIsNotWritten(t *testing.T) {
 	if _, err := ro.Do(t.Context(), func(*State) (*Transaction, error) { return begin(1), nil }); !errors.Is(err, blob.ErrReadOnly) {
 		t.Errorf("read only: %v", err)
 	}
+}
+
+// stale remembers for a while that an object was not there, as NFS does.
+type stale struct {
+	blob.Store
+	left int
+}
+
+func (s *stale) Get(ctx context.Context, name string, limit int64) ([]byte, error) {
+	if name == logName(1) && s.left > 0 {
+		s.left--
+		return nil, blob.ErrNotFound
+	}
+	return s.Store.Get(ctx, name, limit)
+}
+
+func TestStaleNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := blob.NewMemory()
+		late := openLog(t, &stale{Store: st, left: 9})
+		do(t, openLog(t, st), begin(1))
+		if seq := do(t, late, begin(2)); seq != 2 {
+			t.Errorf("number %d, want 2", seq)
+		}
+		n := 0
+		openLog(t, st).View(func(s *State) { n = len(s.Sessions) })
+		if n != 2 {
+			t.Errorf("%d sessions, want 2", n)
+		}
+	})
 }
