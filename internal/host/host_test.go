@@ -65,7 +65,7 @@ func agentMain(dir string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	cfg := agentConfig(dir, os.Getenv("DROVER_TEST_TOKEN"), os.Stderr)
-	cfg.Vault = vaultOf(newStalled(&backuptest.Memory{}))
+	cfg.Vault = vaultOf(repoIn(dir, newStalled(&backuptest.Memory{})))
 	if err := host.Run(ctx, cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
 		return 1
@@ -263,7 +263,7 @@ func (b *bench) start() {
 	cfg := agentConfig(b.dir, b.token.Text(), b.log)
 	cfg.BootID = b.bootID
 	cfg.Uplinks = b.uplinks
-	cfg.Vault = vaultOf(b.vault)
+	cfg.Vault = vaultOf(repoIn(b.dir, b.vault))
 	go func() { done <- host.Run(ctx, cfg) }()
 	b.stop = func() {
 		cancel()

@@ -42,7 +42,9 @@ type machine struct {
 	busy      string // what a long step does just now
 	least     int64  // specs of lower generations are from before a revert
 	idle      bool   // what interrupt ends is only housekeeping
-	backingUp bool   // a backup is being made
+	restoring bool   // disks are being filled from a restore point
+	instant   *instant
+	backingUp bool // a backup is being made
 
 	// The rest is the actor's own.
 	local     *local
@@ -216,6 +218,7 @@ func (m *machine) finish() bool {
 
 // close lets go of everything, but ends nothing.
 func (m *machine) close() {
+	m.leaveInstant()
 	m.release()
 	m.console.close()
 }

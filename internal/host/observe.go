@@ -18,7 +18,7 @@ func (m *machine) observe(ctx context.Context, vm *v1.VM, w wish) sight {
 	s := sight{now: now, halt: m.local.Halt, crashes: m.local.Crashes, retry: m.retry, data: !m.local.Gone, compact: m.local.Compact && len(m.readings) == 0 && len(m.imports) == 0, undone: m.undone, unsaved: m.isUnsaved()}
 	if w.power == v1.Power_POWER_ON && !w.template && w.held {
 		m.stage = stopNone // a stop that was called off
-	} else if m.local.Restore != "" {
+	} else if m.local.Restore != "" && m.local.Restore != resumePoint {
 		m.local.Restore = "" // to be off means to boot anew the next time
 	}
 	s.process, s.links = m.observeProcess(ctx)

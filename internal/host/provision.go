@@ -328,6 +328,10 @@ func serial(name string) string {
 func (m *machine) layers(path string, chain []disk.Layer) []qemu.Layer {
 	var out []qemu.Layer
 	for _, l := range slices.Backward(chain) {
+		if l.Remote {
+			out = append(out, qemu.Layer{ID: baseNode(l.ID), Format: qemu.Raw, Shared: true, Remote: &qemu.RemoteBase{Socket: m.baseSocket(), Export: l.ID}})
+			continue
+		}
 		out = append(out, qemu.Layer{
 			ID: nodeName(l), Path: filepath.Join(path, l.File), Format: qemu.Format(l.Format), Shared: l.VM != m.uid,
 		})
@@ -419,6 +423,9 @@ func (m *machine) fillDisk(st *v1.DiskStatus, made madeDisk) {
 		st.Format = v1.DiskFormat_DISK_FORMAT_QCOW2
 	}
 	for _, l := range chain {
+		if l.Remote {
+			continue
+		}
 		st.Layers = append(st.Layers, l.File)
 		if l.VM != m.uid {
 			continue

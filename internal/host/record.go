@@ -66,6 +66,8 @@ type local struct {
 	Tracks []*track `json:"tracks,omitempty"`
 	// Frozen: the guest's file systems may be frozen; an agent that finds it so thaws them.
 	Frozen bool `json:"frozen,omitempty"`
+	// Instant is a restore whose disks are not whole yet.
+	Instant *instantRecord `json:"instant,omitempty"`
 	// Gone: all of it was removed, as the manager wanted; only the manager hasn't heard yet.
 	Gone bool `json:"gone,omitempty"`
 }

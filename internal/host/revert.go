@@ -22,6 +22,9 @@ import (
 // then on the VM does nothing else until it is carried through, by this agent or the next, from the start, which leads to
 // the same.
 func (m *machine) revert(ctx context.Context, req *v1.NodeSnapshotRequest, step func(string)) error {
+	if err := m.wholeDisks(); err != nil {
+		return err
+	}
 	stores, err := m.storesInUse()
 	if err != nil {
 		return err
@@ -183,7 +186,7 @@ func (m *machine) incoming(spec *qemu.Spec, attach *qemu.Attach) (func(), error)
 	if m.local.Restore == "" {
 		return none, nil
 	}
-	r, err := readSnapRecord(m.snapPath(m.local.Restore))
+	r, memory, err := m.savedMachine()
 	if err != nil {
 		return none, err
 	}
@@ -194,7 +197,7 @@ func (m *machine) incoming(spec *qemu.Spec, attach *qemu.Attach) (func(), error)
 		return none, fmt.Errorf("the memory of snapshot %s was saved under %s, and this host runs guests under %s now: stop the VM and start it to boot it anew",
 			m.local.Restore, r.QEMU.Accel, spec.Accel)
 	}
-	file, err := m.openMemory(m.local.Restore)
+	file, err := memory()
 	if err != nil {
 		return none, err
 	}

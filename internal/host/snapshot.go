@@ -79,6 +79,9 @@ func (m *machine) takeSnapshot(ctx context.Context, req *v1.NodeSnapshotRequest,
 	if err := m.settledRevert(); err != nil {
 		return 0, err
 	}
+	if err := m.wholeDisks(); err != nil {
+		return 0, err
+	}
 	stores, err := m.storesInUse()
 	if err != nil {
 		return 0, err

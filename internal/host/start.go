@@ -18,6 +18,7 @@ const adoptTimeout = 15 * time.Second
 
 // adopt finds the QEMU of an earlier agent. It is called before the actor runs.
 func (m *machine) adopt(ctx context.Context) {
+	m.resumeInstant()
 	run := m.local.Run
 	if run == nil || run.Boot != m.a.boot {
 		return
@@ -128,6 +129,7 @@ func (m *machine) started(spec qemu.Spec, began time.Time) {
 	m.stage = stopNone
 	m.ioNext = time.Time{}
 	if m.local.Restore != "" {
+		m.dropPointMemory()
 		m.local.Restore = ""
 		m.note()
 	}

@@ -40,6 +40,8 @@ func (m *machine) message(w wish, s sight) string {
 	switch {
 	case !w.held && !w.remove:
 		return "the manager does not give this VM to this host; its data is kept"
+	case s.process == procIOError && m.restoreNote() != "":
+		return "stands still: " + m.restoreNote()
 	case s.process == procIOError:
 		return "stopped by a disk error: " + m.ioReason() + "; it goes on by itself when that is mended"
 	case m.problem != "":
@@ -49,7 +51,18 @@ func (m *machine) message(w wish, s sight) string {
 	case s.process == procNone && !s.ready && m.doing() != "":
 		return m.doing()
 	}
-	return ""
+	return m.restoreNote()
+}
+
+// restoreNote is what is to be said of a restore that goes on while the VM runs.
+func (m *machine) restoreNote() string {
+	m.mu.Lock()
+	i := m.instant
+	m.mu.Unlock()
+	if i == nil {
+		return ""
+	}
+	return i.say()
 }
 
 func (m *machine) ioReason() string {

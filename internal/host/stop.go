@@ -81,6 +81,7 @@ func (m *machine) clean(ctx context.Context) error {
 
 // wipe removes everything of the VM but its record, which goes when the manager knows.
 func (m *machine) wipe(ctx context.Context) error {
+	m.endInstant("")
 	if err := m.removeDisks(ctx); err != nil {
 		return fmt.Errorf("remove the disks: %w", err)
 	}
@@ -88,7 +89,8 @@ func (m *machine) wipe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, path := range append(snaps, m.run_, m.seedPath(), filepath.Join(m.dir, firmwareVars), m.journalPath(), m.memoryPath()) {
+	for _, path := range append(snaps, m.run_, m.seedPath(), filepath.Join(m.dir, firmwareVars), m.journalPath(), m.memoryPath(),
+		m.pointMemory(), m.pointMemory()+".new", m.pointRecord(), m.baseSocket()) {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
