@@ -328,6 +328,8 @@ func (s *S3) fail(op, name string, err error) error {
 		return permanent{err}
 	}
 	switch c := r.StatusCode; {
+	case r.Code == "InvalidRequest" && strings.Contains(r.Message, "WORM"): // how MinIO says that an object is locked
+		return kind(ErrReadOnly)
 	case c == http.StatusNotFound:
 		return kind(ErrNotFound)
 	case c == http.StatusPreconditionFailed:

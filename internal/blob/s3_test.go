@@ -222,6 +222,29 @@ func testRefused(t *testing.T, server *blobtest.Server) {
 	}
 }
 
+// TestS3Errors: what servers say in their own ways means one thing here.
+func TestS3Errors(t *testing.T) {
+	for _, c := range []struct {
+		status        int
+		code, message string
+		want          error
+	}{
+		{403, "AccessDenied", "no", blob.ErrReadOnly}, {400, "InvalidRequest", "Object is WORM protected and cannot be overwritten", blob.ErrReadOnly},
+		{507, "XMinioStorageFull", "full", blob.ErrFull}, {403, "QuotaExceeded", "full", blob.ErrFull}, {412, "PreconditionFailed", "there", blob.ErrExists},
+		{404, "NoSuchKey", "none", blob.ErrNotFound},
+	} {
+		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			w.WriteHeader(c.status)
+			fmt.Fprintf(w, "<Error><Code>%s</Code><Message>%s</Message></Error>", c.code, c.message)
+		}))
+		st := openS3(t, blob.S3Options{Endpoint: strings.TrimPrefix(front.URL, "http://"), Bucket: "bucket", Region: "us-east-1", AccessKey: "a", SecretKey: "b", Insecure: true})
+		if err := st.Put(t.Context(), "a", []byte("x")); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.code, err, c.want)
+		}
+		front.Close()
+	}
+}
+
 // testPages lists more than a page.
 func testPages(t *testing.T, server *blobtest.Server) {
 	st := openS3(t, server.Bucket(t, "pages", false))
