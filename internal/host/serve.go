@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -26,6 +27,7 @@ type servers struct {
 	list   []*http.Server
 	ended  sync.WaitGroup
 	life   context.CancelFunc
+	vaults io.Closer
 }
 
 // socketName is the local socket for `drover host status`, in the run directory.
@@ -38,10 +40,10 @@ func (a *agent) serve(ctx context.Context, l net.Listener) (*servers, error) {
 	conf, err := pki.ServerConfig(pki.ServerOptions{
 		Credential: a.id.credential, Trust: a.id.trust, RequireClient: true,
 		Admit: func(who pki.Identity) error {
-			if who.Role != pki.RoleManager {
-				return fmt.Errorf("only the manager may call a host, not %s", who)
+			if who.Role != pki.RoleManager && who.Role != pki.RoleHost {
+				return fmt.Errorf("only the manager and hosts may call a host, not %s", who)
 			}
-			return nil
+			return nil // what hosts may ask for, onlyVault says
 		},
 	})
 	if err != nil {
@@ -50,17 +52,23 @@ func (a *agent) serve(ctx context.Context, l net.Listener) (*servers, error) {
 	mux := http.NewServeMux()
 	mux.Handle(droverv1connect.NewNodeServiceHandler(&node{a: a}, rpc.HandlerOptions(rpc.Errors(a.log))...))
 	mux.Handle("GET /metrics", a.metricsHandler())
+	vaults, err := a.openVaults(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vaultPath, vaultHandler := vaults.Handler()
+	mux.Handle(vaultPath, vaultHandler)
 
 	socket := SocketPath(a.cfg.RunDir)
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, errors.Join(err, vaults.Close())
 	}
 	local, err := net.Listen("unix", socket)
 	if err != nil {
-		return nil, fmt.Errorf("listen for local questions: %w", err)
+		return nil, errors.Join(fmt.Errorf("listen for local questions: %w", err), vaults.Close())
 	}
 	if err := os.Chmod(socket, 0o600); err != nil {
-		return nil, errors.Join(err, local.Close())
+		return nil, errors.Join(err, local.Close(), vaults.Close())
 	}
 	localMux := http.NewServeMux()
 	localMux.HandleFunc("GET /status", a.localStatus)
@@ -81,7 +89,8 @@ func (a *agent) serve(ctx context.Context, l net.Listener) (*servers, error) {
 			}
 		})
 	}
-	start(mux, func(srv *http.Server) error {
+	s.vaults = vaults
+	start(onlyVault(vaultPath, mux), func(srv *http.Server) error {
 		srv.TLSConfig = conf
 		return srv.ServeTLS(l, "", "")
 	}, rpc.ServerProtocols(false))
@@ -95,6 +104,7 @@ func (s *servers) close() {
 		_ = srv.Close()
 	}
 	s.ended.Wait()
+	_ = s.vaults.Close() // what could not be ended is ended by the next collection
 }
 
 // Status is what the local socket answers to GET /status.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	v1 "drover/api/drover/v1"
 	"drover/internal/auth"
 	"drover/internal/resource"
+	"drover/internal/rpc"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -305,4 +307,47 @@ func TestPolicyRetries(t *testing.T) {
 func roleMay(role, name string) bool {
 	ctx := auth.WithPrincipal(context.Background(), auth.Principal{Kind: auth.KindUser, Name: "u", Roles: []auth.Grant{{Role: auth.Role(role)}}, Scopes: []auth.Scope{auth.ScopeAdmin}})
 	return permit(ctx, "/drover.v1."+name) == nil
+}
+
+// A repository on a host takes backups of another host's VMs, and copies go between it and the manager's both ways. Metrics tell of all.
+func TestRepositoryOnHost(t *testing.T) {
+	r := start(t)
+	h1, h2 := r.join(t, "h1"), r.join(t, "h2")
+	_ = h1
+	r.repository(t, "far", func(x *v1.Repository) { x.Spec.Host = "h1" })
+	r.repository(t, "near")
+	vm := r.vm(t, "a", func(vm *v1.VM) { vm.Spec.Placement = &v1.PlacementSpec{Host: "h2"} })
+	r.await(t, "a", "off", isPhase(v1.VMPhase_VM_PHASE_OFF))
+	want := bytes.Clone(h2.disk(vm.Meta.Uid, "root", 1<<20))
+	r.backUp(t, "a", "far")
+	task, err := r.backups().Copy(t.Context(), &v1.CopyPointsRequest{From: "far", Vm: "a", To: "near"})
+	r.done(t, task, err)
+	h2.write(vm.Meta.Uid, "root", 0, []byte("changed"))
+	r.backUp(t, "a", "near")
+	task, err = r.backups().Copy(t.Context(), &v1.CopyPointsRequest{From: "near", Vm: "a", To: "far"})
+	r.done(t, task, err)
+	if l, err := r.backups().List(t.Context(), &v1.ListRequest{}); err != nil || len(l.Points) != 4 {
+		t.Fatalf("points: %v, %v", l, err)
+	}
+	l, _ := r.backups().List(t.Context(), &v1.ListRequest{Filter: `status.repository = "far"`, OrderBy: "status.time"})
+	task, err = r.backups().Restore(t.Context(), &v1.RestoreRequest{Point: l.Points[0].Meta.Name, Name: "b", Placement: &v1.PlacementSpec{Host: "h2"}})
+	r.done(t, task, err)
+	b, _ := r.vms().Get(t.Context(), &v1.GetRequest{Name: "b"})
+	if !bytes.Equal(h2.disk(b.Meta.Uid, "root", 1<<20), want) {
+		t.Error("restored from the host's repository: it has other bytes")
+	}
+	res, err := rpc.UnixClient(r.socket).Get(base + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []string{`drover_repository_phase{phase="ready",repository="far"} 1`, `drover_protection_state{state="uncovered"} 2`, `drover_backup_last_point_timestamp_seconds{vm="a"}`} {
+		if !strings.Contains(string(text), w) {
+			t.Errorf("metrics lack %s", w)
+		}
+	}
 }

@@ -16,6 +16,8 @@ import (
 
 	v1 "drover/api/drover/v1"
 	"drover/api/drover/v1/droverv1connect"
+	"drover/internal/backup/remote"
+	"drover/internal/backup/vault"
 	"drover/internal/pki"
 	"drover/internal/resource"
 	"drover/internal/rpc"
@@ -148,6 +150,13 @@ func (h *testHost) run(t *testing.T, l net.Listener) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(droverv1connect.NewNodeServiceHandler(h, rpc.HandlerOptions(rpc.Errors(slog.New(slog.DiscardHandler)))...))
+	vaults, err := vault.New(context.Background(), vault.Options{StateDir: t.TempDir(), CacheDir: t.TempDir(), Dial: func(a *v1.VaultAddress) (droverv1connect.VaultServiceClient, func(), error) {
+		return remote.Dial(a, h.credential, h.trust)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux.Handle(vaults.Handler())
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "drover_test_host{name=%q} 1\n", h.name) })
 	srv := &http.Server{Handler: mux, TLSConfig: cfg, Protocols: rpc.ServerProtocols(false), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -173,6 +182,7 @@ func (h *testHost) run(t *testing.T, l net.Listener) {
 			srv.Close()
 			h.client.CloseIdleConnections()
 			wg.Wait()
+			_ = vaults.Close()
 		})
 	}
 	t.Cleanup(h.stop)

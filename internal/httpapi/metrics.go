@@ -29,6 +29,7 @@ type metrics struct {
 	objects  *prometheus.Desc
 	ports    *prometheus.Desc
 	macs     *prometheus.Desc
+	backup   backupDescs
 }
 
 func newMetrics(m *manager.Manager) *metrics {
@@ -44,6 +45,7 @@ func newMetrics(m *manager.Manager) *metrics {
 		objects: prometheus.NewDesc("drover_objects", "Resources by kind.", []string{"kind"}, nil),
 		ports:   prometheus.NewDesc("drover_ports", "Ports of the switch: active, waiting for their policy, off.", []string{"state"}, nil),
 		macs:    prometheus.NewDesc("drover_registrations", "MACs that the switch knows.", nil, nil),
+		backup:  newBackupDescs(),
 	}
 	x.registry.MustRegister(x, x.calls, x.streams, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return x
@@ -54,6 +56,7 @@ func (x *metrics) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{x.hosts, x.vms, x.tasks, x.objects, x.ports, x.macs} {
 		c <- d
 	}
+	x.backup.describe(c)
 }
 
 // Collect counts the resources.
@@ -70,6 +73,7 @@ func (x *metrics) Collect(c chan<- prometheus.Metric) {
 	send(x.objects, "", counts.Objects)
 	send(x.ports, "", counts.Ports)
 	c <- prometheus.MustNewConstMetric(x.macs, prometheus.GaugeValue, float64(counts.Registrations))
+	x.backup.collect(c, x.m.CountBackups())
 }
 
 func (x *metrics) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
