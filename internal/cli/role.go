@@ -61,6 +61,12 @@ func (f *managerFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.cfg.EtcdCA, "etcd-ca", "", "PEM `file` for an external etcd over TLS")
 	fs.StringVar(&f.cfg.EtcdCert, "etcd-cert", "", "PEM `file` for an external etcd over TLS")
 	fs.StringVar(&f.cfg.EtcdKey, "etcd-key", "", "PEM `file` for an external etcd over TLS")
+	fs.StringVar(&f.cfg.SMTP.Server, "smtp-server", "", "`host:port` of the server that takes the manager's mail, such as mail.example.org:587 (default: no mail)")
+	fs.StringVar(&f.cfg.SMTP.From, "smtp-from", "", "`address` that mail comes from")
+	fs.StringVar(&f.cfg.SMTP.User, "smtp-user", "", "user to log in as at the mail server (default: none)")
+	fs.StringVar(&f.cfg.SMTP.PasswordFile, "smtp-password-file", "", "`file` with that user's password")
+	fs.StringVar(&f.cfg.SMTP.CA, "smtp-ca", "", "PEM `file` of the mail server's CA (default: the system's)")
+	fs.BoolVar(&f.cfg.SMTP.Plain, "smtp-plain", false, "send mail also if the server offers no TLS")
 	fs.DurationVar(&f.cfg.HostTimeout, "host-timeout", 0, "how long a host may be silent before it is called unreachable (default 15s)")
 }
 
