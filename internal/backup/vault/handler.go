@@ -33,7 +33,7 @@ func (s service) Close(ctx context.Context, req *v1.VaultCloseRequest) (*v1.Vaul
 func (v *Vaults) Handler(interceptors ...connect.Interceptor) (path string, h http.Handler) {
 	opts := append(rpc.HandlerOptions(append([]connect.Interceptor{rpc.Errors(v.o.Log)}, interceptors...)...), connect.WithReadMaxBytes(maxMessage),
 		// Blocks are compressed already.
-		connect.WithCompressMinBytes(64<<10))
+		connect.WithCompression("gzip", nil, nil))
 	path, inner := droverv1connect.NewVaultServiceHandler(service{v}, opts...)
 	return path, &gate{v: v, next: inner, places: map[string]chan struct{}{}}
 }

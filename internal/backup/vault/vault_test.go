@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -263,3 +264,8 @@ func (w *world) counted(uid string) (droverv1connect.VaultServiceClient, func() 
 }
 
 var _ backup.Repository = (*remote.Repository)(nil)
+
+// told is what a handler's error is for the other side.
+func told(err error) error {
+	return rpc.Error(context.Background(), slog.New(slog.DiscardHandler), err)
+}
