@@ -10,12 +10,17 @@ import (
 
 // chain makes a repository with some points of one disk.
 func chain(t *testing.T, o CreateOptions) (f *fixture, points []PointID) {
+	return chainOf(t, o, 1<<18)
+}
+
+// chainOf makes one of disks of twelve parts.
+func chainOf(t *testing.T, o CreateOptions, part int) (f *fixture, points []PointID) {
 	f = newFixture(t, o)
-	data := noise(1, 3<<20)
+	data := noise(1, 12*part)
 	last := PointID{}
 	for n := range 4 {
-		copy(data[n<<18:], noise(uint64(n+2), 1<<18))
-		clear(data[2<<20+n<<16 : 2<<20+(n+2)<<16])
+		copy(data[n*part:], noise(uint64(n+2), part))
+		clear(data[8*part+n*part/4 : 8*part+(n+2)*part/4])
 		last = f.store(data, last)
 		points = append(points, last)
 	}

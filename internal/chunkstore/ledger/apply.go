@@ -328,6 +328,9 @@ func (s *State) checkDrop(d *Drop) error {
 		if len(c.Open) > 0 {
 			return fmt.Errorf("pack %x: %w: %d sessions that may refer to it are open", id, ErrRefused, len(c.Open))
 		}
+		if p.Condemned > d.GetSeen() {
+			return fmt.Errorf("pack %x: %w: the walk (%d) came before the condemn (%d)", id, ErrRefused, d.GetSeen(), p.Condemned)
+		}
 		if c.LastCommit > d.GetSeen() {
 			return fmt.Errorf("pack %x: %w: a commit (%d) came after the walk (%d)", id, ErrRefused, c.LastCommit, d.GetSeen())
 		}
