@@ -9,6 +9,7 @@ import (
 	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/internal/backup/files"
 	"drover/internal/cli/client"
 	"drover/internal/cli/table"
 	"drover/internal/cli/unit"
@@ -247,6 +248,12 @@ func (a *App) backupFilesCommand() *cobra.Command {
 				req.Path = args[1]
 			}
 			l, err := c.Backup.Browse(ctx, req)
+			for more := l; err == nil && more.GetMore(); {
+				req.After = more.GetEntries()[len(more.GetEntries())-1].GetName()
+				if more, err = c.Backup.Browse(ctx, req); err == nil {
+					l.Entries = append(l.Entries, more.GetEntries()...)
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -264,11 +271,11 @@ func (a *App) printEntries(l *v1.BrowseResponse) error {
 	}
 	t := &table.Table{Headers: []string{"MODE", "OWNER", "SIZE", "MODIFIED", "NAME"}}
 	if len(l.GetEntries()) > 0 && l.GetEntries()[0].GetType() == "volume" {
-		t = &table.Table{Headers: []string{"VOLUME", "FILE SYSTEM", "SIZE", "LABEL", "PLACE"}}
+		t = &table.Table{Headers: []string{"VOLUME", "FILE SYSTEM", "SIZE", "LABEL", "PLACE", "NOTE"}}
 	}
 	for _, e := range l.GetEntries() {
 		if e.GetType() == "volume" {
-			t.Add(table.Text(e.GetName()), table.Text(e.GetFilesystem()), table.Text(unit.Size(e.GetSize())), table.Text(e.GetLabel()), table.Text(e.GetPlace()))
+			t.Add(table.Text(e.GetName()), table.Text(e.GetFilesystem()), table.Text(unit.Size(e.GetSize())), table.Text(e.GetLabel()), table.Text(e.GetPlace()), table.Text(e.GetNote()))
 			continue
 		}
 		name := e.GetName()
@@ -304,7 +311,11 @@ func (a *App) backupGetCommand() *cobra.Command {
 				return err
 			}
 			defer s.Close()
-			return a.receiveFiles(&download{stream: s}, out, asTar, filepath.Base(strings.TrimRight(args[1], "/")))
+			p, err := files.ParsePath(args[1])
+			if err != nil {
+				return usage("%v", err)
+			}
+			return a.receiveFiles(ctx, &download{stream: s}, out, asTar, filepath.Base(p.Path))
 		}),
 	}
 	cmd.Flags().StringVar(&out, "output", ".", "`directory` to write to")

@@ -27,7 +27,7 @@ const directHelp = `LOCATION is a directory (with a slash in it, such as /backup
 
 // directCommands are the commands that open a repository by its location.
 func (a *App) directCommands() []*cobra.Command {
-	return []*cobra.Command{a.directInit(), a.directPoints(), a.directBackup(), a.directRestore(), a.directForget(), a.directRecompress(), a.directPassphrase()}
+	return []*cobra.Command{a.directInit(), a.directPoints(), a.directBackup(), a.directRestore(), a.directForget(), a.directRecompress(), a.directPassphrase(), a.directFiles(), a.directGet(), a.directNBD()}
 }
 
 func (a *App) directInit() *cobra.Command {

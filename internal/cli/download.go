@@ -1,163 +1,120 @@
 package cli
 
 import (
-	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path"
+	"path/filepath"
 	"strings"
 
 	v1 "drover/api/drover/v1"
-	"drover/internal/cli/table"
+	"drover/internal/backup/files"
 
 	"connectrpc.com/connect"
 )
 
-// download is a stream of pieces as a reader. raw is known after the first Read.
-type download struct {
-	stream *connect.ServerStreamForClient[v1.DownloadResponse]
-	rest   []byte
-	begun  bool
-	raw    bool
-	size   int64
+// fetched is files on their way out of a restore point: one as it is (raw, with its size), or several as a tar archive.
+type fetched interface {
+	send(w io.Writer, begin func(raw bool, size int64) error) error
 }
 
-func (d *download) begin() error {
-	if d.begun {
-		return nil
-	}
-	d.begun = true
-	if !d.stream.Receive() {
-		if err := d.stream.Err(); err != nil {
+// download is what the manager sends.
+type download struct {
+	stream *connect.ServerStreamForClient[v1.DownloadResponse]
+}
+
+func (d *download) send(w io.Writer, begin func(raw bool, size int64) error) error {
+	begun := false
+	for d.stream.Receive() {
+		m := d.stream.Msg()
+		if !begun {
+			begun = true
+			if err := begin(m.GetRaw(), m.GetSize()); err != nil {
+				return err
+			}
+		}
+		if _, err := w.Write(m.GetData()); err != nil {
 			return err
 		}
+	}
+	if err := d.stream.Err(); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if !begun {
 		return io.ErrUnexpectedEOF
 	}
-	d.raw, d.size, d.rest = d.stream.Msg().GetRaw(), d.stream.Msg().GetSize(), d.stream.Msg().GetData()
 	return nil
 }
 
-func (d *download) Read(p []byte) (int, error) {
-	if err := d.begin(); err != nil {
-		return 0, err
-	}
-	for len(d.rest) == 0 {
-		if !d.stream.Receive() {
-			if err := d.stream.Err(); err != nil && !errors.Is(err, io.EOF) {
-				return 0, err
-			}
-			return 0, io.EOF
-		}
-		d.rest = d.stream.Msg().GetData()
-	}
-	n := copy(p, d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
+// pulled is what a helper of this process sends.
+type pulled struct {
+	ctx   context.Context
+	s     *files.Session
+	paths []files.Path
 }
 
-// receiveFiles writes a download to a directory, or as it is to standard output. base is the name of a single file.
-func (a *App) receiveFiles(d *download, dir string, asTar bool, base string) error {
-	if err := d.begin(); err != nil {
-		return err
-	}
-	if asTar {
-		_, err := io.Copy(a.Out, d)
-		return err
+func (p *pulled) send(w io.Writer, begin func(raw bool, size int64) error) error {
+	return p.s.Download(p.ctx, p.paths, w, begin)
+}
+
+// receiveFiles writes what is fetched to a directory, or as it is to standard output. base is the name of a single file.
+func (a *App) receiveFiles(ctx context.Context, from fetched, dir string, asIs bool, base string) error {
+	if asIs {
+		return from.send(a.Out, func(bool, int64) error { return nil })
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
+	var to io.WriteCloser
+	var file *os.File
+	var want, got int64
+	unpacked := make(chan error, 1)
+	err := from.send(writerFunc(func(b []byte) (int, error) {
+		got += int64(len(b))
+		return to.Write(b)
+	}), func(raw bool, size int64) (err error) {
+		if !raw {
+			r, w := io.Pipe()
+			to = w
+			go func() {
+				u, err := files.Unpack(ctx, r, dir, files.UnpackOptions{Replace: true})
+				r.CloseWithError(err)
+				if err == nil {
+					a.say("%d files and directories in %s", u.Files, dir)
+				}
+				if len(u.Skipped) > 0 {
+					a.say("left out: %s; --tar has all", strings.Join(u.Skipped, ", "))
+				}
+				unpacked <- err
+			}()
+			return nil
+		}
+		want = size
+		file, err = os.OpenFile(filepath.Join(dir, base), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+		to = file
 		return err
-	}
-	defer root.Close()
-	if d.raw {
-		if _, after, ok := strings.Cut(base, ":"); ok {
-			base = after
+	})
+	switch {
+	case file != nil:
+		if err = errors.Join(err, file.Close()); err == nil && got != want {
+			err = fmt.Errorf("%s: %d of %d bytes arrived", base, got, want)
 		}
-		n, err := writeRestored(root, base, 0o644, d)
-		if err != nil {
-			return err
+		if err == nil {
+			a.say("%s", filepath.Join(dir, base))
 		}
-		if d.size != 0 && n != d.size {
-			return fmt.Errorf("%s: %d of %d bytes arrived", base, n, d.size)
+	case to != nil:
+		if pw, ok := to.(*io.PipeWriter); ok {
+			pw.CloseWithError(err)
 		}
-		a.say("%s/%s", strings.TrimRight(dir, "/"), base)
-		return nil
+		if end := <-unpacked; end != nil {
+			err = end // what stopped the other side
+		}
 	}
-	count, skipped, err := unpack(root, tar.NewReader(d))
-	if err != nil {
-		return err
-	}
-	a.say("%d files and directories in %s", count, dir)
-	if skipped > 0 {
-		a.say("%d left out: devices, sockets, links that lead outside; --tar has them all", skipped)
-	}
-	return nil
+	return err
 }
 
-// unpack writes an archive below root and nowhere else, whatever its names say.
-func unpack(root *os.Root, t *tar.Reader) (count, skipped int, err error) {
-	for {
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			return count, skipped, nil
-		}
-		if err != nil {
-			return count, skipped, fmt.Errorf("the archive that was sent: %w", err)
-		}
-		name := path.Clean(strings.TrimLeft(h.Name, "/"))
-		if !fs.ValidPath(name) {
-			skipped++
-			continue
-		}
-		if dir := path.Dir(name); dir != "." {
-			if err := root.MkdirAll(dir, 0o755); err != nil {
-				return count, skipped, fmt.Errorf("%s: %w", table.Clean(name), err)
-			}
-		}
-		mode := fs.FileMode(h.Mode) & 0o777
-		switch h.Typeflag {
-		case tar.TypeDir:
-			if err := root.MkdirAll(name, 0o755); err != nil {
-				return count, skipped, fmt.Errorf("%s: %w", table.Clean(name), err)
-			}
-		case tar.TypeReg:
-			if _, err := writeRestored(root, name, mode, t); err != nil {
-				return count, skipped, err
-			}
-		case tar.TypeSymlink:
-			_ = root.Remove(name)
-			if err := root.Symlink(h.Linkname, name); err != nil {
-				return count, skipped, fmt.Errorf("%s: %w", table.Clean(name), err)
-			}
-		case tar.TypeLink:
-			_ = root.Remove(name)
-			if err := root.Link(path.Clean(strings.TrimLeft(h.Linkname, "/")), name); err != nil {
-				skipped++
-				continue
-			}
-		default:
-			skipped++
-			continue
-		}
-		count++
-	}
-}
+type writerFunc func([]byte) (int, error)
 
-func writeRestored(root *os.Root, name string, mode fs.FileMode, from io.Reader) (int64, error) {
-	_ = root.Remove(name) // a link there is replaced, never followed
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode|0o200)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", table.Clean(name), err)
-	}
-	n, err := io.Copy(f, from)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return n, fmt.Errorf("%s: %w", table.Clean(name), err)
-	}
-	return n, nil
-}
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

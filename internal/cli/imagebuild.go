@@ -17,10 +17,11 @@ import (
 const (
 	buildTiny   = "tiny"
 	buildDebian = "debian"
+	buildHelper = "helper"
 )
 
 // builtOS are the rows of the table of guests that built images are of.
-var builtOS = map[string]string{buildTiny: "linux-tiny", buildDebian: "linux"}
+var builtOS = map[string]string{buildTiny: "linux-tiny", buildDebian: "linux", buildHelper: "linux-tiny"}
 
 func (a *App) imageBuildCommand() *cobra.Command {
 	var f imageFlags
@@ -30,11 +31,12 @@ func (a *App) imageBuildCommand() *cobra.Command {
 	var size bytesFlag
 	var rebuild, local bool
 	cmd := &cobra.Command{
-		Use: "build tiny|debian", Short: "Build an image from Debian packages and import it", Args: want("tiny|debian"), ValidArgsFunction: words(buildTiny, buildDebian),
+		Use: "build tiny|debian|helper", Short: "Build an image from Debian packages and import it", Args: want("tiny|debian|helper"), ValidArgsFunction: words(buildTiny, buildDebian, buildHelper),
 		Long: `Build an image from Debian packages on this machine, with its own apt configuration, and import it.
 
 tiny    a kernel and a small init that boot in about two seconds without KVM; for trying things out
 debian  a Debian 12 cloud image with cloud-init, guest agent and sshd; must run as root
+helper  the VM that reads files of restore points; backups need it for single files
 
 What was built is kept, and built again only when packages or the recipe have changed.`,
 		Example: "  drover image build tiny\n  sudo drover image build debian --packages htop,nginx --size 4G\n  drover image build tiny --local",
@@ -99,8 +101,13 @@ func (a *App) build(ctx context.Context, what, kernel string, packages []string,
 		res, err = osimage.BuildTiny(ctx, osimage.Tiny{Kernel: kernel}, opt)
 	case buildDebian:
 		res, err = osimage.BuildDebian(ctx, osimage.Debian{Kernel: kernel, Packages: packages, Size: size}, opt)
+	case buildHelper:
+		if len(packages) > 0 || size != 0 || kernel != "" {
+			return nil, usage("--kernel, --packages and --size are not for the helper")
+		}
+		res, err = osimage.BuildHelper(ctx, osimage.Helper{}, opt)
 	default:
-		return nil, usage("there is no recipe %q; there are tiny and debian", what)
+		return nil, usage("there is no recipe %q; there are tiny, debian and helper", what)
 	}
 	if missing := (*osimage.MissingError)(nil); errors.As(err, &missing) {
 		return nil, &failure{code: exitPrecondition, err: fmt.Errorf("build %s: %s is missing", what, missing.What), hint: missing.Fix}

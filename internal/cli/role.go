@@ -186,6 +186,7 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.cfg.Advertise, "advertise", "", "`address:port` that the manager calls (default: the address on the way to it)")
 	fs.StringVar(&f.cfg.Hostname, "hostname", "", "name to join with when the token names none (default: the machine's)")
 	fs.StringArrayVar(&f.cfg.Uplinks, "uplink", nil, "`NIC` that VMs' frames leave by: with others the team \"default\", unless the host's record names teams (repeatable)")
+	fs.StringVar(&f.cfg.ListenNBD, "listen-nbd", "", "`address:port` where disks of protection points and imports are served over NBD with TLS (default: port 7445 beside --listen)")
 	fs.StringVar(&f.cfg.OverlayAddress, "overlay-address", "", "`address` where other hosts reach this one for overlays (default: the address on the way to the manager)")
 	fs.StringArrayVar(&f.datastores, "datastore", nil, "one more datastore, `NAME=PATH` (repeatable)")
 	fs.StringVar(&f.cfg.QEMU, "qemu", "", "system emulator (default qemu-system-x86_64 in PATH)")
