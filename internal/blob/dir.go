@@ -97,10 +97,11 @@ func (d *Dir) Close() error {
 
 // Put implements [Store].
 func (d *Dir) Put(ctx context.Context, name string, data []byte) error {
-	w, err := d.Create(ctx, name)
+	w, err := d.create(ctx, name)
 	if err != nil {
 		return err
 	}
+	w.small = true
 	defer w.Abort()
 	if _, err := w.Write(data); err != nil {
 		return err
@@ -110,6 +111,14 @@ func (d *Dir) Put(ctx context.Context, name string, data []byte) error {
 
 // Create implements [Store].
 func (d *Dir) Create(ctx context.Context, name string) (Writer, error) {
+	w, err := d.create(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (d *Dir) create(ctx context.Context, name string) (*dirWriter, error) {
 	if err := begin(ctx, name); err != nil {
 		return nil, err
 	}

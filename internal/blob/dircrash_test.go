@@ -262,6 +262,18 @@ func TestDirFull(t *testing.T) {
 	if _, free, ok, err := d.Space(t.Context()); !ok || err != nil || free != 1000 {
 		t.Errorf("%d free, %v, %v: what did not fit was not removed", free, ok, err)
 	}
+	// The last of it is for small objects, which say what may go.
+	w, err := d.Create(t.Context(), "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = w.Write(make([]byte, 950)); err == nil {
+		err = w.Commit()
+	}
+	w.Abort()
+	if !errors.Is(err, blob.ErrFull) {
+		t.Errorf("a large object took the last room: %v", err)
+	}
 	if err := d.Put(t.Context(), "b", make([]byte, 1000)); err != nil {
 		t.Error(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path"
@@ -29,6 +30,8 @@ type dirWriter struct {
 	buf     []byte
 	off     int64 // what is in the file
 	flushed int64
+	checked int64 // where the room was looked at
+	small   bool  // it may take the last room
 	err     error
 }
 
@@ -78,7 +81,28 @@ func (w *dirWriter) drain() error {
 	return err
 }
 
+// reserve is room that large objects leave: on a storage that is full to the last byte nothing could be forgotten, as that is written down.
+// Of a small file system it is a fiftieth.
+const reserve = 64 << 20
+
+// room fails if a large object comes too near to the end of the storage.
+func (w *dirWriter) room(n int) error {
+	if w.small || w.off > 0 && w.off < w.checked+flushSize {
+		return nil
+	}
+	w.checked = w.off
+	total, free, err := w.root.Space()
+	if err == nil && free-int64(n) < min(reserve, total/50) {
+		return fmt.Errorf("write %s: %w: %d of %d bytes are free, and the last are kept for what frees others", path.Join(w.d.path, w.name), ErrFull, free, total)
+	}
+	return nil
+}
+
 func (w *dirWriter) write(p []byte) error {
+	if err := w.room(len(p)); err != nil {
+		w.err = err
+		return err
+	}
 	n, err := w.f.WriteAt(p, w.off)
 	w.off += int64(n)
 	if err != nil {

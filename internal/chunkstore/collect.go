@@ -372,6 +372,11 @@ func (c *collection) compact(ctx context.Context, loads []load) error {
 	c.Move.Made += res.Made
 	c.Move.Freed += res.Freed
 	c.Move.Left += res.Left
+	if errors.Is(err, blob.ErrFull) {
+		// What is dead makes the room that moving needs.
+		c.r.log.Warn("no room to compact packs: another time", "error", err)
+		return nil
+	}
 	return err
 }
 
