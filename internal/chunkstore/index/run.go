@@ -98,6 +98,7 @@ type run struct {
 	// refs counts views with the run in it; under Index.mu. The last closes the file, and removes it if gone is set.
 	refs int
 	gone bool
+	pool sync.Pool // of *page
 }
 
 func openRun(root *os.Root, name string, repository [16]byte) (*run, error) {
@@ -105,7 +106,7 @@ func openRun(root *os.Root, name string, repository [16]byte) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{name: name, file: f}
+	r := &run{name: name, file: f, pool: sync.Pool{New: func() any { return new(page) }}}
 	if err := r.load(repository); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("index run %s: %w", name, err)
@@ -161,16 +162,14 @@ func (r *run) kill(num uint32) {
 
 func (r *run) isDead(n uint32) bool { return r.dead[n/64].Load()&(1<<(n%64)) != 0 }
 
-var pages = sync.Pool{New: func() any { return new(page) }}
-
 // maybe asks the filter.
 func (r *run) maybe(id *pack.ID) (bool, error) {
 	at := filterAt(id, r.blocks) * filterBlock
 	if r.filter != nil {
 		return filterHas(r.filter[at:at+filterBlock], id), nil
 	}
-	p := pages.Get().(*page)
-	defer pages.Put(p)
+	p := r.pool.Get().(*page)
+	defer r.pool.Put(p)
 	b := p[:filterBlock]
 	if _, err := r.file.ReadAt(b, r.filterOff()+int64(at)); err != nil {
 		return false, err
@@ -182,8 +181,8 @@ func (r *run) lookup(id *pack.ID) (hit, bool, error) {
 	if ok, err := r.maybe(id); !ok || err != nil {
 		return hit{}, false, err
 	}
-	p := pages.Get().(*page)
-	defer pages.Put(p)
+	p := r.pool.Get().(*page)
+	defer r.pool.Put(p)
 	n, err := seek(r.file, p, r.pagesOff(), r.between(prefix(id[:])), id[:], entrySize)
 	if err != nil || n < 0 {
 		return hit{}, false, err
@@ -249,8 +248,8 @@ func (r *run) packID(p *page, num uint32) (id pack.PackID, err error) {
 
 // find gives a pack's number.
 func (r *run) find(id *pack.PackID) (num uint32, ok bool, err error) {
-	p := pages.Get().(*page)
-	defer pages.Put(p)
+	p := r.pool.Get().(*page)
+	defer r.pool.Put(p)
 	n, err := seek(r.file, p, r.packsOff(), span{hi: int64(r.packPages), b: ^uint64(0)}, id[:], packSize)
 	if err != nil || n < 0 {
 		return 0, false, err
@@ -268,8 +267,8 @@ func (r *run) find(id *pack.PackID) (num uint32, ok bool, err error) {
 
 // eachPack calls for all packs in order, also the dead.
 func (r *run) eachPack(each func(num uint32, id pack.PackID) error) error {
-	p := pages.Get().(*page)
-	defer pages.Put(p)
+	p := r.pool.Get().(*page)
+	defer r.pool.Put(p)
 	num := uint32(0)
 	for n := range int64(r.packPages) {
 		if err := p.read(r.file, r.packsOff()+n*pageSize, packSize); err != nil {
