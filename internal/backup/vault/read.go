@@ -252,7 +252,7 @@ func (v *Vaults) Blocks(ctx context.Context, req *v1.VaultBlocksRequest) (*v1.Va
 			return nil, told(s.vault.name, err)
 		}
 	}
-	if err := s.vault.limit.Wait(ctx, bytes); err != nil {
+	if err := v.pace(ctx, s, bytes); err != nil {
 		return nil, err
 	}
 	return res, nil

@@ -150,6 +150,17 @@ func (s *session) close() error {
 	return s.read.Close()
 }
 
+// pace waits for bandwidth, but not longer than the repository is open.
+func (v *Vaults) pace(ctx context.Context, s *session, n int64) error {
+	v.mu.Lock()
+	life := s.vault.life
+	v.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(life, func() { cancel(errEnded()) })()
+	return s.vault.limit.Wait(ctx, n)
+}
+
 // End ends a session. One that is not there has ended.
 func (v *Vaults) End(ctx context.Context, req *v1.VaultEndRequest) (*v1.VaultEndResponse, error) {
 	s, leave, err := v.enter(ctx, req.GetSession())

@@ -372,7 +372,7 @@ func (v *Vaults) Send(ctx context.Context, req *v1.VaultSendRequest) (*v1.VaultS
 	if err := v.room(ctx, s.vault, s.local, bytes); err != nil {
 		return nil, err
 	}
-	if err := s.vault.limit.Wait(ctx, bytes); err != nil {
+	if err := v.pace(ctx, s, bytes); err != nil {
 		return nil, err
 	}
 	ids := make([]pack.ID, 0, n)
