@@ -44,6 +44,7 @@ type CollectResult struct {
 	Dropped int
 	Freed   int64
 	Orphans int // objects of no transaction, deleted
+	Parity  int // parity objects made
 	// Waiting are condemned packs that open sessions may still need, and their size.
 	Waiting     int
 	WaitingSize int64
@@ -73,7 +74,7 @@ func (r *Repository) Collect(ctx context.Context, o CollectOptions) (CollectResu
 		if gone := errors.Is(err, blob.ErrNotFound) || errors.Is(err, ErrGone); gone && try < collectTries && ctx.Err() == nil {
 			if rerr := r.Refresh(ctx); rerr == nil && r.ledger.Seq() != seq {
 				done := c.CollectResult
-				c = &collection{r: r, o: o, CollectResult: CollectResult{Ended: done.Ended, Dead: done.Dead, Move: done.Move, Rescued: done.Rescued, Dropped: done.Dropped, Freed: done.Freed, Orphans: done.Orphans}}
+				c = &collection{r: r, o: o, CollectResult: CollectResult{Ended: done.Ended, Dead: done.Dead, Move: done.Move, Rescued: done.Rescued, Dropped: done.Dropped, Freed: done.Freed, Orphans: done.Orphans, Parity: done.Parity}}
 				continue
 			}
 		}
@@ -131,6 +132,11 @@ func (c *collection) run(ctx context.Context) error {
 		return nil
 	}
 	if err := c.drop(ctx); err != nil {
+		return err
+	}
+	// New packs, also those just made, get their parity now: writers do not take the time.
+	made, err := c.r.Protect(ctx)
+	if c.Parity += made; err != nil {
 		return err
 	}
 	return c.note(ctx)

@@ -188,6 +188,20 @@ func TestCollectCompacts(t *testing.T) {
 	}
 }
 
+func TestCollectMakesParity(t *testing.T) {
+	f := newFixture(t, CreateOptions{Parity: true})
+	a := f.store(noise(1, 1<<20), PointID{})
+	f.store(noise(2, 1<<20), PointID{})
+	if res := f.collect(CollectOptions{}); res.Parity != 4 || len(f.objects("parity/")) != 4 {
+		t.Errorf("%+v", res)
+	}
+	f.forget(a)
+	if res := f.collect(CollectOptions{}); res.Parity != 0 || len(f.objects("parity/")) != 2 {
+		t.Errorf("%+v", res)
+	}
+	f.check()
+}
+
 func TestCollectWaitsForSessions(t *testing.T) {
 	f := newFixture(t, CreateOptions{})
 	a := f.store(noise(1, 1<<20), PointID{})
