@@ -309,7 +309,20 @@ func (r *Repository) makeParity(ctx context.Context, id PackID, p ledger.PackSta
 	if err == nil {
 		err = r.store.Put(ctx, parityName(id), b)
 	}
-	if err != nil && !errors.Is(err, blob.ErrExists) {
+	if err != nil && !errors.Is(err, blob.ErrExists) && !errors.Is(err, blob.ErrNotFound) {
+		return fmt.Errorf("parity of pack %s: %w", id, err)
+	}
+	// A collector that dropped the pack meanwhile has deleted its parity before it was put; one that drops it from here on deletes it after.
+	if rerr := r.Refresh(ctx); rerr != nil {
+		return rerr
+	}
+	if _, there := r.ledger.Pack(id); !there {
+		if err := r.store.Delete(ctx, parityName(id)); err != nil && !errors.Is(err, blob.ErrReadOnly) {
+			return fmt.Errorf("parity of pack %s, which is gone: %w", id, err)
+		}
+		return nil
+	}
+	if errors.Is(err, blob.ErrNotFound) {
 		return fmt.Errorf("parity of pack %s: %w", id, err)
 	}
 	return nil
