@@ -2,8 +2,6 @@ package manager
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"sync"
 	"time"
 
@@ -214,10 +212,4 @@ func (m *Manager) DownloadFiles(ctx context.Context, req *v1.DownloadRequest, se
 		return m.browseFailed(req.Point, b.host, err)
 	}
 	return nil
-}
-
-// share is a number from 0 to 1 that follows from a point: the same point is always among those that are tested, or not.
-func share(id string) float64 {
-	sum := sha256.Sum256([]byte(id))
-	return float64(binary.BigEndian.Uint32(sum[:])) / (1 << 32)
 }

@@ -9,7 +9,8 @@
 //
 // Manager is the role, made by Open from Config and run by Run. Registry is one kind of resource: read from a
 // copy in memory, written by compare-and-swap. Nodes are the connections to hosts. board is the switch as it is worked out of VMs, networks,
-// profiles and the hosts' reports: ports and registrations.
+// profiles and the hosts' reports: ports and registrations. pointView are the restore points as the vaults of their repositories told them last. scheduler makes
+// the runs of backup policies.
 //
 // # Invariants
 //
@@ -18,12 +19,14 @@
 // of it is left, or the host was given up by force. No two NICs ever have the same MAC address. A secret never leaves by a
 // Get, List or Watch. Nothing is told to a user as done before it is in the store. The number of a network never
 // changes. A MAC is registered for one port of a network at a time, and never for another than the NIC that has it. No host is told to
-// forget a registration because another host has not been heard yet.
+// forget a registration because another host has not been heard yet. No passphrase, and no secret of storage or webhooks, is ever in the store. No run of a policy
+// is forgotten or made twice, whenever the manager is killed: its task is named in a record before there is one. No point is pruned that its policy did not
+// make, that is kept by hand, or that is the only whole one of a VM that exists.
 //
 // # Lock order
 //
 // admission (held over "look at what is used, then give it away") is taken before any lock of a cache. board.mu is taken before locks of caches. hub.mu
-// and nodes.mu are leaves.
+// and nodes.mu are leaves; so are pointView.mu but for the cache that it feeds, scheduler.mu, gate.mu and browsers.mu.
 //
 // # Not here
 //

@@ -271,4 +271,3 @@ func (m *Manager) CountBackups() BackupCounts {
 	}
 	return out
 }
-

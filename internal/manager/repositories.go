@@ -71,6 +71,9 @@ func (m *Manager) CreateRepository(ctx context.Context, req *v1.CreateRepository
 	}
 	resource.DefaultRepository(r)
 	r.Status = &v1.RepositoryStatus{Phase: v1.RepositoryPhase_REPOSITORY_PHASE_PENDING}
+	if have, ok := m.Repositories.cache.Get(r.Meta.Name); ok && req.Attach && !req.ValidateOnly && have.Spec.Host == r.Spec.Host && have.Spec.Location == r.Spec.Location {
+		return m.unlock(ctx, have, r, req.Passphrase)
+	}
 	if req.Passphrase != "" && !req.Attach {
 		if err := resource.CheckPassphrase(r.Meta.Name, req.Passphrase); err != nil {
 			return nil, err
@@ -98,6 +101,24 @@ func (m *Manager) CreateRepository(ctx context.Context, req *v1.CreateRepository
 	m.event(v1.Severity_SEVERITY_INFO, resource.KindRepository, r.Meta.Name, "REPOSITORY_READY", "at "+r.Spec.Location)
 	m.points.wake()
 	return &v1.CreateRepositoryResponse{Repository: made, RecoveryKey: res.RecoveryKey}, nil
+}
+
+// unlock gives the key of a repository that is known already to who serves it: after that machine was made anew, or the manager's state was restored.
+func (m *Manager) unlock(ctx context.Context, have, given *v1.Repository, passphrase string) (*v1.CreateRepositoryResponse, error) {
+	told := clone(have)
+	if secret := given.Spec.GetS3().GetSecretKey(); secret != "" && told.Spec.S3 != nil {
+		told.Spec.S3.SecretKey = secret
+	}
+	res, err := m.openVault(ctx, told, passphrase, false)
+	if err != nil {
+		return nil, err
+	}
+	made, err := m.Repositories.mutate(ctx, have.Meta.Name, func(x *v1.Repository) error {
+		takeStatus(x, res.Status)
+		return nil
+	})
+	m.points.wake()
+	return &v1.CreateRepositoryResponse{Repository: made}, err
 }
 
 // bookRepository checks and stores the record, without secrets.

@@ -515,7 +515,9 @@ func (m *Manager) finishRestore(ctx context.Context, r *task.Run, name string, r
 	defer done()
 	start := (req.Start || req.Memory) && !req.Instant
 	err = m.releaseVM(own, name, r.Task.Meta.Name, func(vm *v1.VM) error {
-		vm.Status.CurrentSnapshot = "" // the disks descend from no snapshot any more
+		if req.Vm == "" {
+			vm.Status.CurrentSnapshot = "" // the disks descend from no snapshot any more
+		}
 		if !start || vm.Spec.Power == v1.Power_POWER_ON {
 			return nil
 		}

@@ -88,6 +88,7 @@ func (s *scheduler) run(ctx context.Context) error {
 
 // tick looks at everything once. What fails is tried again at the next tick.
 func (s *scheduler) tick(ctx context.Context) {
+	s.m.browsing.sweep(s.m.cfg.Clock.Now())
 	for _, part := range []struct {
 		what string
 		do   func(context.Context) error
