@@ -54,6 +54,9 @@ func (s *Store) NewFresh(size int64, format string) (*Fresh, error) {
 // Size in bytes.
 func (d *Fresh) Size() int64 { return d.size }
 
+// File is where it is, relative to the datastore, for a machine that is thrown away with it.
+func (d *Fresh) File() string { return d.path }
+
 // Discard removes a disk that no VM has.
 func (d *Fresh) Discard() error { return errors.Join(d.f.Close(), d.s.root.Remove(d.path)) }
 

@@ -308,7 +308,7 @@ func TestInstantRestore(t *testing.T) {
 		t.Errorf("a snapshot meanwhile: %v", err)
 	}
 	b.shelfIs("down", true)
-	b.sh(uid, 1, writeWord("guest"))
+	b.sh(uid, 1, "echo guest | dd of=/dev/vda bs=512 conv=notrunc,sync,fsync 2>/dev/null")
 	// Reads of the base wait, and stop the VM in the end; then all goes on by itself.
 	read := make(chan string, 1)
 	go func() {
@@ -363,7 +363,7 @@ func TestInstantRestoreKills(t *testing.T) {
 	wait := b.restoreReady(req)
 	b.power(uid, v1.Power_POWER_ON)
 	b.await(uid, "the guest agent", boot, func(r *v1.VMReport) bool { return r.GetStatus().GetGuest().GetAgent() })
-	b.sh(uid, 1, writeWord("guest"))
+	b.sh(uid, 1, "echo guest | dd of=/dev/vda bs=512 conv=notrunc,sync,fsync 2>/dev/null")
 	if got := b.sh(uid, 1, readWord); got != "guest" {
 		t.Errorf("the disk begins with %q", got)
 	}

@@ -29,7 +29,11 @@ func (a *agent) sweep(ctx context.Context) error {
 	}
 	for _, name := range names(a.cfg.ShmDir) {
 		uid, _, _ := strings.Cut(name, ".")
-		if m := a.machines[uid]; m == nil || m.local.Run == nil {
+		m := a.machines[uid]
+		if m != nil && m.local.Instant != nil && filepath.Join(a.cfg.ShmDir, name) == m.baseSocket() {
+			continue
+		}
+		if m == nil || m.local.Run == nil {
 			errs = append(errs, os.Remove(filepath.Join(a.cfg.ShmDir, name)))
 		}
 	}
