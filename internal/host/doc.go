@@ -12,7 +12,8 @@
 // [Config] and [Run] are the door. Inside: identity (the certificate), world (what the manager wants, kept on disk),
 // machine (one VM's actor: it observes, asks plan for the next step, does it), reporter (heartbeats and what changed),
 // console (the serial ring and its viewers), fabric (this host's part of the switch: ports, uplinks, tunnels, and what the
-// datapath tells), node (the API that the manager calls).
+// datapath tells), node (the API that the manager calls), backupJob (one restore point in the making), track (what is known of the
+// changes to a disk), openPoint and lending (what programs of others read).
 //
 // # Invariants
 //
@@ -22,11 +23,12 @@
 //   - One machine's QEMU, disks and TAPs are never touched but by its actor. (Reset, exec and screenshot only talk.)
 //   - A viewer, a slow manager or a talking guest never blocks an actor, and never fills memory or disk.
 //   - An agent that ends, however it ends, never ends a VM, and never keeps a frame from passing.
+//   - What a bitmap says is never believed unless every step since its point is known.
 //   - QEMU never gets a TAP before the port's whole policy is in the datapath.
 //
 // # Lock order
 //
-// agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu, world.mu, fabric.mu) are leaves. The fabric's own state has no lock:
+// instant.opening, then instant.mu; agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu, world.mu, fabric.mu, lending.mu, offRead.mu) are leaves. The fabric's own state has no lock:
 // one goroutine has it, and others ask it (fabric.do), holding none. No I/O and no
 // channel send that can block happens under any of them, but for the ring's writes under console.mu.
 //
