@@ -138,6 +138,22 @@ func TestRepositoryAcrossRestart(t *testing.T) {
 	if _, err := r.repositories().Create(t.Context(), &v1.CreateRepositoryRequest{Repository: &v1.Repository{Meta: &v1.Meta{Name: "short"}, Spec: &v1.RepositorySpec{Location: t.TempDir() + "/x"}}, Passphrase: "short"}); reasonOf(err) != "PASSPHRASE_INVALID" {
 		t.Errorf("a short passphrase: %v", err)
 	}
+	// The key is lost where it is served: it says so, and takes it again.
+	r.stop()
+	if err := os.Remove(filepath.Join(r.dir, "vaults", "main.key")); err != nil {
+		t.Fatal(err)
+	}
+	r = startIn(t, r.dir, r.address)
+	main := r.awaitRepository(t, "main", v1.RepositoryPhase_REPOSITORY_PHASE_LOCKED)
+	attach := &v1.CreateRepositoryRequest{Repository: &v1.Repository{Meta: &v1.Meta{Name: "main"}, Spec: &v1.RepositorySpec{Location: main.Spec.Location}}, Passphrase: "another passphrase", Attach: true}
+	if _, err := r.repositories().Create(t.Context(), attach); errorOf(err) != resource.Denied {
+		t.Errorf("unlock with a wrong passphrase: %v", err)
+	}
+	attach.Passphrase = "a long passphrase"
+	if _, err := r.repositories().Create(t.Context(), attach); err != nil {
+		t.Errorf("unlock: %v", err)
+	}
+	r.awaitRepository(t, "main", v1.RepositoryPhase_REPOSITORY_PHASE_READY)
 	r.stop()
 	_ = filepath.Walk(r.dir, func(path string, st os.FileInfo, err error) error {
 		if err != nil || st.IsDir() || strings.Contains(path, "/vaults/") {
@@ -149,6 +165,22 @@ func TestRepositoryAcrossRestart(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// awaitRepository waits until a repository is in a phase.
+func (r *rig) awaitRepository(t *testing.T, name string, phase v1.RepositoryPhase) *v1.Repository {
+	t.Helper()
+	deadline := time.Now().Add(25 * time.Second)
+	for {
+		x, err := r.repositories().Get(t.Context(), &v1.GetRequest{Name: name})
+		if err == nil && x.GetStatus().GetPhase() == phase {
+			return x
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("repository %s is not %s: %v, %v", name, phase, x.GetStatus(), err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // Who may do what.
