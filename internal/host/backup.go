@@ -450,7 +450,9 @@ func (j *backupJob) distrust(d *pointDisk, wrong []int64) error {
 	j.m.event(v1.Severity_SEVERITY_ERROR, "BACKUP_TRACKING_WRONG",
 		fmt.Sprintf("disk %s differs from its last restore point at %d although no change was tracked there (%d of the audited blocks); the next backup reads everything",
 			d.name, wrong[0], len(wrong)))
-	d.why = "an audit found changes that were not tracked"
+	for _, other := range j.disks {
+		other.why = "an audit found changes that were not tracked"
+	}
 	return errTracking
 }
 
@@ -521,7 +523,7 @@ func fleeceLimit(st *disk.Store, disks int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	limit := free / 2 / int64(max(disks, 1))
+	limit := free / 2 / int64(max(disks, 1)) &^ (1<<20 - 1)
 	if limit < fleeceLeast {
 		return 0, fmt.Errorf("its datastore has only %d MiB left, which is too little to save what the guest overwrites meanwhile: make room", free>>20)
 	}

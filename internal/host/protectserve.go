@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"crypto/subtle"
 	"fmt"
 	"net"
 	"sync"
@@ -124,3 +125,6 @@ func (x importExport) Trim(ctx context.Context, off, n int64) error {
 	return x.src.point.Trim(ctx, off, n)
 }
 func (x importExport) Flush(ctx context.Context) error { return x.src.point.Flush(ctx) }
+
+// constantTime tells whether two secrets are the same.
+func constantTime(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
