@@ -128,9 +128,29 @@ func TestRemoteBase(t *testing.T) {
 	await(t, "the stream", func() bool { return base.reads.Load() > n+3 })
 	stop()
 	os.Remove(sock)
-	time.Sleep(300 * time.Millisecond)
+	// While it is away a read never brings anything: it waits, and then the machine stands still.
+	sh.n++
+	if _, err := fmt.Fprintf(sh.conn, "%d echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=1M skip=63 count=1 2>/dev/null | od -An -tx1 -N1 -j 8192 | tr -d ' '\n", sh.n); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the stop without a server", func() bool {
+		st, err := p.QMP().QueryStatus(ctx)
+		return err == nil && st.Status == "io-error"
+	})
 	base.slow.Store(0)
 	serveBase(t, sock, base)
+	// It may stop again until QEMU has come back to the server, as a host finds out.
+	await(t, "a machine that goes on", func() bool {
+		if err := p.QMP().Cont(ctx); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		st, err := p.QMP().QueryStatus(ctx)
+		return err == nil && st.Running
+	})
+	if got, _ := sh.until(t, fmt.Sprintf("@%d", sh.n)); strings.TrimSpace(got) != want(63) {
+		t.Fatalf("after the server was away the guest reads %q, want %q", got, want(63))
+	}
 	if err := <-streamed; err != nil {
 		t.Logf("the stream ended (%v) and is begun again", err)
 		if err := p.Stream(ctx, "root", 0, nil); err != nil {
