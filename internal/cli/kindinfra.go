@@ -100,6 +100,9 @@ func hostKind() *kind {
 			mark("STATE", hostState),
 			col("ACCEL", func(h *v1.Host) string { return h.GetStatus().GetAccelerator().GetName() }),
 			col("VMS", func(h *v1.Host) string {
+				if h.GetStatus().GetRepositoriesOnly() {
+					return "none: repositories only"
+				}
 				return fmt.Sprintf("%d running of %d", h.GetStatus().GetVmsRunning(), h.GetStatus().GetVms())
 			}),
 			num("CPU", func(h *v1.Host) string {

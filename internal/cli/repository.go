@@ -24,7 +24,7 @@ func (a *App) repositoryCommand() *cobra.Command {
 		Example: "  drover repository create main --location /backup\n  drover repository list\n  drover repository open /backup points"}
 	cmd.AddCommand(a.repositoryCreateCommand(), a.repositorySetCommand(), a.listCommand(repositoryKind(), "repository"), a.showCommand(repositoryKind()),
 		a.rmCommand(repositoryKind(), "Let go of repositories; what they hold stays where it is", "also one that policies use"),
-		a.repositoryCollectCommand(), a.repositoryScrubCommand(), a.repositoryRekeyCommand())
+		a.repositoryCollectCommand(), a.repositoryScrubCommand(), a.repositoryRekeyCommand(), a.repositoryServeCommand())
 	cmd.AddCommand(a.directCommands()...)
 	return cmd
 }

@@ -176,15 +176,21 @@ type hostFlags struct {
 	datastores []string
 }
 
-func (f *hostFlags) add(cmd *cobra.Command) {
+// addCommon adds the flags of every agent.
+func (f *hostFlags) addCommon(cmd *cobra.Command, state, what string) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.cfg.Manager, "manager", "", "`address:port` of the manager (default: as the token says; kept from the first start on)")
 	fs.StringVar(&f.cfg.JoinToken, "join", "", "one-time `token` of the first start, from \"drover host token\"; @FILE reads it")
-	fs.StringVar(&f.cfg.StateDir, "state", defaultHostState, "directory for what must survive a reboot, disks included")
+	fs.StringVar(&f.cfg.StateDir, "state", state, what)
 	fs.StringVar(&f.cfg.RunDir, "run", "", "directory for sockets (default STATE/run)")
 	fs.StringVar(&f.cfg.Listen, "listen", ":7444", "`address:port` of the host's own API")
 	fs.StringVar(&f.cfg.Advertise, "advertise", "", "`address:port` that the manager calls (default: the address on the way to it)")
 	fs.StringVar(&f.cfg.Hostname, "hostname", "", "name to join with when the token names none (default: the machine's)")
+}
+
+func (f *hostFlags) add(cmd *cobra.Command) {
+	f.addCommon(cmd, defaultHostState, "directory for what must survive a reboot, disks included")
+	fs := cmd.Flags()
 	fs.StringArrayVar(&f.cfg.Uplinks, "uplink", nil, "`NIC` that VMs' frames leave by: with others the team \"default\", unless the host's record names teams (repeatable)")
 	fs.StringVar(&f.cfg.ListenNBD, "listen-nbd", "", "`address:port` where disks of protection points and imports are served over NBD with TLS (default: port 7445 beside --listen)")
 	fs.StringVar(&f.cfg.OverlayAddress, "overlay-address", "", "`address` where other hosts reach this one for overlays (default: the address on the way to the manager)")

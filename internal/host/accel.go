@@ -24,6 +24,9 @@ type accelerator struct {
 
 // probe finds the accelerator, or reads what was found earlier in this boot with this QEMU.
 func (a *agent) probe(ctx context.Context) error {
+	if a.cfg.RepositoriesOnly {
+		return nil
+	}
 	path := filepath.Join(a.cfg.StateDir, accelFile)
 	version, err := accel.Version(ctx, a.cfg.QEMU)
 	if err != nil {

@@ -62,7 +62,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	for dir, mode := range map[string]fs.FileMode{cfg.StateDir: 0o700, cfg.RunDir: 0o711, cfg.ShmDir: 0o711} {
+	dirs := map[string]fs.FileMode{cfg.StateDir: 0o700, cfg.RunDir: 0o711, cfg.ShmDir: 0o711}
+	if cfg.RepositoriesOnly {
+		delete(dirs, cfg.ShmDir)
+	}
+	for dir, mode := range dirs {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
@@ -82,10 +86,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("which boot this is: %w", err)
 	}
-	if a.net, err = hostnet.Current(); err != nil {
-		return err
+	if cfg.RepositoriesOnly {
+		if err := a.noVMs(); err != nil {
+			return err
+		}
+	} else {
+		if a.net, err = hostnet.Current(); err != nil {
+			return err
+		}
+		defer a.net.Close()
 	}
-	defer a.net.Close()
 	if a.world, err = loadWorld(cfg.StateDir); err != nil {
 		return err
 	}
@@ -113,6 +123,9 @@ func (a *agent) run(ctx context.Context, listener net.Listener) (err error) {
 	}
 	defer a.http.CloseIdleConnections()
 	a.log = a.log.With("host", a.id.Host)
+	if a.cfg.RepositoriesOnly {
+		return a.runRepositories(ctx, listener)
+	}
 	if a.stores, err = openStores(a); err != nil {
 		return err
 	}

@@ -44,6 +44,8 @@ type Config struct {
 	// Tunnel is the command that serves an encrypted tunnel with the arguments that are added (vswitch/tunnel.Serve), in a process of its own. Empty: this host
 	// has no encrypted tunnels.
 	Tunnel []string
+	// RepositoriesOnly makes a host that serves repositories and runs no VMs: it needs no QEMU and no privileges, has no datastores and no switch.
+	RepositoriesOnly bool
 	// Datastores besides the host's own, known before the manager names them.
 	Datastores []DatastorePath
 	// Hostname to enrol with when the token names none. Empty: the machine's.

@@ -138,6 +138,10 @@ func (a *agent) hostStatus() *v1.HostStatus {
 			s.VmsRunning++
 		}
 	}
+	if a.cfg.RepositoriesOnly {
+		s.RepositoriesOnly, s.Accelerator = true, nil
+		return s
+	}
 	a.fabric.facts(s)
 	return s
 }

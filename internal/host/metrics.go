@@ -98,6 +98,9 @@ func (m *machine) read(ctx context.Context, links map[string]hostnet.Counters) *
 
 // readAll takes everybody's counters.
 func (a *agent) readAll(ctx context.Context) []*reading {
+	if a.cfg.RepositoriesOnly {
+		return nil
+	}
 	links := map[string]hostnet.Counters{}
 	if owned, err := a.net.Owned(hostnet.MarkNIC); err == nil {
 		for _, l := range owned {
@@ -141,7 +144,7 @@ func (a *agent) sample(ctx context.Context) {
 		} {
 			out = append(out, &v1.Sample{Kind: "host", Name: a.id.Host, Metric: metric, Time: now, Value: value})
 		}
-		for _, d := range a.stores.report() {
+		for _, d := range a.datastoreReports() {
 			if d.GetStatus().GetReady() {
 				out = append(out, &v1.Sample{Kind: "datastore", Name: d.GetName(), Metric: "free_bytes", Time: now, Value: float64(d.GetStatus().GetFreeBytes())})
 			}
@@ -189,12 +192,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for p, n := range phases {
 		ch <- prometheus.MustNewConstMetric(c.host["vms"], prometheus.GaugeValue, n, p)
 	}
-	c.a.fabric.collect(c.net, ch)
+	if c.a.fabric != nil {
+		c.a.fabric.collect(c.net, ch)
+	}
 	total, avail := memory()
 	ch <- prometheus.MustNewConstMetric(c.host["memory"], prometheus.GaugeValue, float64(total))
 	ch <- prometheus.MustNewConstMetric(c.host["free"], prometheus.GaugeValue, float64(avail))
 	ch <- prometheus.MustNewConstMetric(c.host["cpu"], prometheus.GaugeValue, c.a.load.now())
-	for _, d := range c.a.stores.report() {
+	for _, d := range c.a.datastoreReports() {
 		ch <- prometheus.MustNewConstMetric(c.host["store_free"], prometheus.GaugeValue, float64(d.GetStatus().GetFreeBytes()), d.GetName())
 		ch <- prometheus.MustNewConstMetric(c.host["store_size"], prometheus.GaugeValue, float64(d.GetStatus().GetCapacityBytes()), d.GetName())
 	}

@@ -173,11 +173,11 @@ func (a *agent) batch(beat bool) batch {
 	if host {
 		b.req.Host = a.hostStatus()
 	}
-	if ports {
+	if ports && a.fabric != nil {
 		b.req.Ports = a.fabric.portReports(full)
 	}
 	if full || beat {
-		b.req.Datastores = a.stores.report()
+		b.req.Datastores = a.datastoreReports()
 	}
 	if full {
 		for _, m := range a.all() {
@@ -198,7 +198,9 @@ func (a *agent) batch(beat bool) batch {
 // delivered forgets what has arrived.
 func (a *agent) delivered(b batch, res *v1.ReportResponse) {
 	a.events.sent(b.mark)
-	a.fabric.toldGone(b.req.GetPorts())
+	if a.fabric != nil {
+		a.fabric.toldGone(b.req.GetPorts())
+	}
 	r := a.reporter
 	r.mu.Lock()
 	r.samples = r.samples[min(b.samples, len(r.samples)):]

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	v1 "drover/api/drover/v1"
+	"drover/api/drover/v1/droverv1connect"
 	"drover/internal/auth"
 	"drover/internal/resource"
+	"drover/internal/rpc"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -630,6 +632,21 @@ func TestNetworkJustMade(t *testing.T) {
 	wants(t, "an overlay", on("over"), "")
 	wants(t, "a VLAN", on("wire"), "")
 	wants(t, "a team that it does not have", on("elsewhere"), "NO_HOST_FITS")
+}
+
+// A host that only serves repositories takes no VM and no datastore, and is no peer of the others.
+func TestRepositoriesOnlyHost(t *testing.T) {
+	r := start(t)
+	h := r.join(t, "vault1")
+	h.say(t, func(st *v1.HostStatus) { st.RepositoriesOnly = true })
+	_, err := r.vms().Create(t.Context(), &v1.CreateVMRequest{ValidateOnly: true, Vm: &v1.VM{Meta: &v1.Meta{Name: "a"}, Spec: &v1.VMSpec{Cpus: 1, MemoryBytes: 64 << 20}}})
+	wants(t, "a VM", err, "NO_HOST_FITS", "vault1", "serves repositories")
+	_, err = droverv1connect.NewDatastoreServiceClient(rpc.UnixClient(r.socket), base, rpc.ClientOptions()...).Create(t.Context(), &v1.CreateDatastoreRequest{ValidateOnly: true, Datastore: &v1.Datastore{Meta: &v1.Meta{Name: "d"}, Spec: &v1.DatastoreSpec{Host: "vault1", Path: "/srv/x"}}})
+	wants(t, "a datastore", err, "NO_VMS_HERE")
+	list, err := r.hosts().List(t.Context(), &v1.ListRequest{Filter: "status.repositories_only = true"})
+	if err != nil || len(list.Hosts) != 1 {
+		t.Errorf("hosts that only serve repositories: %v, %v", list, err)
+	}
 }
 
 // A trunk is on every network whose VLAN it carries in its site: others reach it there, and cease to when the VLAN is taken off.

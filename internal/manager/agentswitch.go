@@ -16,12 +16,12 @@ import (
 // peer tells of another host, if what tunnels need of it has changed.
 func (f *agentFeed) peer(kind v1.ChangeKind, h *v1.Host) error {
 	was := f.peers[h.Meta.Name]
-	if kind == v1.ChangeKind_CHANGE_KIND_DELETED {
+	if kind == v1.ChangeKind_CHANGE_KIND_DELETED || h.GetStatus().GetRepositoriesOnly() {
 		if was == nil {
 			return nil
 		}
 		delete(f.peers, h.Meta.Name)
-		return f.send(&v1.AgentChange{Kind: kind, Object: &v1.AgentChange_Peer{Peer: was}})
+		return f.send(&v1.AgentChange{Kind: v1.ChangeKind_CHANGE_KIND_DELETED, Object: &v1.AgentChange_Peer{Peer: was}})
 	}
 	is := peerOf(h)
 	if proto.Equal(was, is) {

@@ -133,7 +133,7 @@ func (m *Manager) helperHost(r *v1.Repository, p *v1.RestorePoint) (*v1.Host, er
 		want = append(want, vm.GetStatus().GetOwner())
 	}
 	ready := func(h *v1.Host) bool {
-		return h.GetStatus().GetPhase() == v1.HostPhase_HOST_PHASE_READY && !h.Spec.GetCordoned()
+		return h.GetStatus().GetPhase() == v1.HostPhase_HOST_PHASE_READY && !h.Spec.GetCordoned() && !h.GetStatus().GetRepositoriesOnly()
 	}
 	for _, name := range want {
 		if h, ok := m.Hosts.cache.Get(name); ok && ready(h) {

@@ -334,7 +334,7 @@ func (m *Manager) showNetwork(n *v1.Network) {
 			if narrow := tooNarrow(h, n.Spec); len(narrow) > 0 {
 				n.Status.Conditions = append(n.Status.Conditions, unconnected(h, n.Spec))
 			}
-		} else if resource.Spans(n.Spec, h.Spec.GetSite()) && h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_JOINING {
+		} else if resource.Spans(n.Spec, h.Spec.GetSite()) && h.GetStatus().GetPhase() != v1.HostPhase_HOST_PHASE_JOINING && !h.GetStatus().GetRepositoriesOnly() {
 			n.Status.Conditions = append(n.Status.Conditions, unconnected(h, n.Spec))
 		}
 	}

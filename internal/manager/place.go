@@ -129,6 +129,9 @@ func (m *Manager) candidate(h *v1.Host, held []*v1.VM) placement.Host {
 	c.Cordoned = h.Spec.Cordoned
 	switch h.GetStatus().GetPhase() {
 	case v1.HostPhase_HOST_PHASE_READY:
+		if h.GetStatus().GetRepositoriesOnly() {
+			c.Down = "it serves repositories and runs no VMs"
+		}
 	case v1.HostPhase_HOST_PHASE_UNREACHABLE:
 		c.Down = "no word from it"
 	default:

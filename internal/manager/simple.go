@@ -156,6 +156,9 @@ func (m *Manager) CreateDatastore(ctx context.Context, d *v1.Datastore, validate
 	}, resource.CheckDatastore, func(d *v1.Datastore) error {
 		f := resource.FaultsOf(resource.KindDatastore, d.Meta.Name)
 		m.Hosts.exists(f, "spec.host", d.Spec.Host)
+		if h, _ := m.Hosts.cache.Get(d.Spec.Host); h.GetStatus().GetRepositoriesOnly() {
+			f.Add("spec.host", "NO_VMS_HERE", "host %q serves repositories and runs no VMs", d.Spec.Host)
+		}
 		all, _ := m.Datastores.cache.List()
 		for _, x := range all {
 			if x.Spec.Host == d.Spec.Host && x.Spec.Path == d.Spec.Path && x.Meta.Name != d.Meta.Name {

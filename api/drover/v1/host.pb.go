@@ -415,8 +415,10 @@ type HostStatus struct {
 	CpuLoad            float64                `protobuf:"fixed64,22,opt,name=cpu_load,json=cpuLoad,proto3" json:"cpu_load,omitempty"`
 	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
 	Switch             *SwitchStatus          `protobuf:"bytes,24,opt,name=switch,proto3" json:"switch,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// It serves repositories and runs no VMs (drover repository serve).
+	RepositoriesOnly bool `protobuf:"varint,25,opt,name=repositories_only,json=repositoriesOnly,proto3" json:"repositories_only,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *HostStatus) Reset() {
@@ -615,6 +617,13 @@ func (x *HostStatus) GetSwitch() *SwitchStatus {
 		return x.Switch
 	}
 	return nil
+}
+
+func (x *HostStatus) GetRepositoriesOnly() bool {
+	if x != nil {
+		return x.RepositoriesOnly
+	}
+	return false
 }
 
 // SwitchStatus is a host's part of the distributed switch.
@@ -1421,7 +1430,7 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"\x0efailback_delay\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rfailbackDelay\x12\x1f\n" +
 	"\vno_failback\x18\x06 \x01(\bR\n" +
 	"noFailback\x12\x16\n" +
-	"\x06beacon\x18\a \x01(\bR\x06beacon\"\xd2\a\n" +
+	"\x06beacon\x18\a \x01(\bR\x06beacon\"\xff\a\n" +
 	"\n" +
 	"HostStatus\x12*\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x14.drover.v1.HostPhaseR\x05phase\x12A\n" +
@@ -1451,7 +1460,8 @@ const file_drover_v1_host_proto_rawDesc = "" +
 	"conditions\x12\x19\n" +
 	"\bcpu_load\x18\x16 \x01(\x01R\acpuLoad\x12K\n" +
 	"\x13certificate_expires\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
-	"\x06switch\x18\x18 \x01(\v2\x17.drover.v1.SwitchStatusR\x06switch\"\xd8\x02\n" +
+	"\x06switch\x18\x18 \x01(\v2\x17.drover.v1.SwitchStatusR\x06switch\x12+\n" +
+	"\x11repositories_only\x18\x19 \x01(\bR\x10repositoriesOnly\"\xd8\x02\n" +
 	"\fSwitchStatus\x12\x16\n" +
 	"\x06layout\x18\x01 \x01(\x05R\x06layout\x12'\n" +
 	"\x0foverlay_address\x18\x02 \x01(\tR\x0eoverlayAddress\x12\x1f\n" +
