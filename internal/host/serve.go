@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"drover/api/drover/v1/droverv1connect"
+	"drover/internal/backup/vault"
 	"drover/internal/pki"
 	"drover/internal/rpc"
 )
@@ -50,7 +51,9 @@ func (a *agent) serve(ctx context.Context, l net.Listener) (*servers, error) {
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle(droverv1connect.NewNodeServiceHandler(&node{a: a}, rpc.HandlerOptions(rpc.Errors(a.log))...))
+	if !a.cfg.RepositoriesOnly {
+		mux.Handle(droverv1connect.NewNodeServiceHandler(&node{a: a}, rpc.HandlerOptions(rpc.Errors(a.log))...))
+	}
 	mux.Handle("GET /metrics", a.metricsHandler())
 	vaults, err := a.openVaults(ctx)
 	if err != nil {
@@ -80,7 +83,7 @@ func (a *agent) serve(ctx context.Context, l net.Listener) (*servers, error) {
 		srv := &http.Server{
 			Handler: h, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
 			BaseContext: func(net.Listener) context.Context { return ctx },
-			HTTP2:       &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+			HTTP2:       vault.ServerHTTP2(),
 		}
 		s.list = append(s.list, srv)
 		s.ended.Go(func() {

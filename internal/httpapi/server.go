@@ -13,6 +13,7 @@ import (
 
 	"drover/api/drover/v1/droverv1connect"
 	"drover/internal/auth"
+	"drover/internal/backup/vault"
 	"drover/internal/manager"
 	"drover/internal/rpc"
 
@@ -187,7 +188,7 @@ func (s *Server) Serve(ctx context.Context, ready func()) error {
 
 func (s *Server) server(unencrypted bool) *http.Server {
 	return &http.Server{
-		Handler: s.counted(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, Protocols: rpc.ServerProtocols(unencrypted),
+		Handler: s.counted(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, Protocols: rpc.ServerProtocols(unencrypted), HTTP2: vault.ServerHTTP2(),
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), MaxHeaderBytes: 64 << 10,
 	}
 }

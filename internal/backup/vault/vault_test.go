@@ -36,13 +36,14 @@ type world struct {
 	v      *vault.Vaults
 	server *http.Server
 	addr   string
+	http2  *http.HTTP2Config
 	// Of repositories that create makes. Empty: they are quicker to make.
 	passphrase string
 }
 
 func newWorld(t testing.TB, o vault.Options) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), o: o, stores: map[string]blob.Store{}}
+	w := &world{t: t, dir: t.TempDir(), o: o, http2: vault.ServerHTTP2(), stores: map[string]blob.Store{}}
 	var err error
 	if w.ca, err = pki.Open(filepath.Join(w.dir, "ca"), clock.Real()); err != nil {
 		t.Fatal(err)
@@ -85,7 +86,7 @@ func (w *world) start() {
 	w.addr = l.Addr().String()
 	mux := http.NewServeMux()
 	mux.Handle(w.v.Handler())
-	w.server = &http.Server{Handler: mux, TLSConfig: conf, Protocols: rpc.ServerProtocols(false), HTTP2: vault.ServerHTTP2()}
+	w.server = &http.Server{Handler: mux, TLSConfig: conf, Protocols: rpc.ServerProtocols(false), HTTP2: w.http2}
 	go func(s *http.Server) { _ = s.ServeTLS(l, "", "") }(w.server)
 }
 
