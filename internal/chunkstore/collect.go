@@ -118,6 +118,10 @@ func (c *collection) run(ctx context.Context) error {
 	if err := c.endDead(ctx); err != nil {
 		return err
 	}
+	// A log that lacks an entry would make garbage of all that came after it.
+	if err := c.r.ledger.Whole(ctx); err != nil {
+		return err
+	}
 	// What an interrupted run has dropped is deleted first.
 	if err := c.delete(ctx); err != nil {
 		return err
@@ -195,6 +199,9 @@ func (c *collection) list(ctx context.Context) error {
 		return err
 	}
 	c.listed = c.r.ledger.Seq()
+	if c.listed == 0 && len(c.orphans) > 0 {
+		return fmt.Errorf("%w: there are %d packs, and no log that tells of them: nothing is deleted", ledger.ErrMissing, len(c.orphans))
+	}
 	return nil
 }
 

@@ -232,7 +232,7 @@ func open(ctx context.Context, st blob.Store, c *keys.Config, master []byte, o O
 	r.runs.New = func() any { return &runBuffer{} }
 	var err error
 	r.ledger, err = ledger.OpenLog(ctx, st, ledger.Options{Key: r.ring.Log(), Clock: o.Clock, Random: lockedReader{r}, Version: o.Version, ReadOnly: o.ReadOnly, Log: o.Log})
-	if errors.Is(err, ledger.ErrDamaged) && o.Master != nil {
+	if errors.Is(err, ledger.ErrDamaged) && !errors.Is(err, ledger.ErrMissing) && o.Master != nil {
 		err = fmt.Errorf("%w, or the key is of another repository", err)
 	}
 	if err != nil {

@@ -464,10 +464,21 @@ func (w *DiskWriter) ParentIDs(ctx context.Context, block int64, count int) ([]I
 
 // Zero makes count blocks zeros.
 func (w *DiskWriter) Zero(ctx context.Context, block, count int64) error {
-	if block < 0 || count < 0 || block+count > w.shape.blocks {
+	if block < 0 || count < 0 || count > w.shape.blocks || block > w.shape.blocks-count {
 		return fmt.Errorf("disk %q: no blocks %d+%d", w.o.Name, block, count)
 	}
-	for end := block + count; block < end; {
+	end := block + count
+	touched := w.touched(count)
+	for block < end {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if count >= wideLeaves*Fanout {
+			if next := w.hole(ctx, block, end, touched); next > block {
+				block = next
+				continue
+			}
+		}
 		i := block / Fanout
 		n, _ := w.shape.entries(0, i)
 		next := min(end, (i+1)*Fanout)
@@ -495,6 +506,59 @@ func (w *DiskWriter) Zero(ctx context.Context, block, count int64) error {
 		}
 	}
 	return nil
+}
+
+// wideLeaves is from how many leaves on zeros are looked at as a whole: a disk of many terabytes with nothing in it costs neither time nor memory.
+const wideLeaves = 16
+
+// touched lists the leaves that this writer has an opinion of, in order, if as many blocks are worth it.
+func (w *DiskWriter) touched(count int64) []int64 {
+	if count < wideLeaves*Fanout {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]int64, 0, len(w.open)+len(w.done))
+	for i := range w.open {
+		list = append(list, i)
+	}
+	for i := range w.done {
+		list = append(list, i)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// hole is how far from block on, up to end, the disk is zeros already: nothing was written there, and the parent has nothing.
+func (w *DiskWriter) hole(ctx context.Context, block, end int64, touched []int64) int64 {
+	if block%Fanout != 0 {
+		return block
+	}
+	i := block / Fanout
+	limit := (end + Fanout - 1) / Fanout
+	if k, _ := slices.BinarySearch(touched, i); k < len(touched) {
+		limit = min(limit, touched[k])
+	}
+	if limit <= i {
+		return block
+	}
+	if w.o.Incremental && i < w.parent.pages(0) {
+		whole := false
+		for level := w.parent.level; level >= 0 && !whole; level-- {
+			leaves := pageBlocks(level) / Fanout
+			id, _, err := w.parent.entry(ctx, level, i/leaves)
+			if err != nil {
+				return block // one that can not be read is not asked
+			}
+			if whole = id.Zero(); whole {
+				limit = min(limit, (i/leaves+1)*leaves)
+			}
+		}
+		if !whole {
+			return block
+		}
+	}
+	return min(limit*Fanout, end)
 }
 
 // Finish writes what is left of the disk's pages, and returns the disk for a point.

@@ -79,7 +79,62 @@ func OpenLog(ctx context.Context, store blob.Store, o Options) (*Log, error) {
 		}
 		o.Log.Warn("a checkpoint of the repository can not be read, an older one serves", "checkpoint", seqs[i], "error", err)
 	}
-	return l, l.Refresh(ctx)
+	if err := l.Refresh(ctx); err != nil {
+		return l, err
+	}
+	if err := l.Whole(ctx); err != nil {
+		if !o.ReadOnly || !errors.Is(err, ErrDamaged) {
+			return nil, err
+		}
+		// What came before can be read.
+		o.Log.Warn("the repository is shown as it was before its log breaks off", "error", err)
+	}
+	return l, nil
+}
+
+// Whole makes sure that nothing follows the last transaction that was read. An entry that was lost would else pass for the end of the log: all
+// points after it would seem never to have been, and what they are made of would be garbage.
+func (l *Log) Whole(ctx context.Context) error {
+	for suspected := int64(-1); ; {
+		seq, _ := l.next()
+		later, err := l.after(ctx, seq)
+		if err != nil {
+			return err
+		}
+		if later == "" {
+			return nil
+		}
+		// It may have come since, and its follower with it: a listing that begins now would show both.
+		if err := l.Refresh(ctx); err != nil {
+			return err
+		}
+		if now, _ := l.next(); now != seq {
+			suspected = -1
+			continue
+		}
+		if suspected == seq {
+			return fmt.Errorf("%w: %s is not there, but %s is: bring it back from a copy of the storage, or open the repository to read only", ErrMissing, logName(seq), later)
+		}
+		suspected = seq
+	}
+}
+
+// after is the name of a transaction after seq if there is one and seq itself is not listed.
+func (l *Log) after(ctx context.Context, seq int64) (string, error) {
+	for info, err := range l.store.List(ctx, "log/", logName(seq-1)) {
+		if err != nil {
+			return "", fmt.Errorf("list the log: %w", err)
+		}
+		n, ok := parseSeq(strings.TrimPrefix(info.Name, "log/"))
+		switch {
+		case !ok || n < seq:
+			continue
+		case n == seq:
+			return "", nil
+		}
+		return info.Name, nil
+	}
+	return "", nil
 }
 
 func (l *Log) checkpoint(ctx context.Context, seq int64) (*State, error) {

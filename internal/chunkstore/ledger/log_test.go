@@ -224,3 +224,35 @@ func TestStaleNames(t *testing.T) {
 		}
 	})
 }
+
+// TestLostEntry: a log that lacks an entry is no shorter log.
+func TestLostEntry(t *testing.T) {
+	st := blob.NewMemory()
+	l := openLog(t, st)
+	for k := range byte(6) {
+		do(t, l, &Transaction{Kind: &Transaction_Begin{Begin: &Begin{Session: b16(k)}}})
+	}
+	// One who has read as far as the third alone.
+	other := &Log{store: st, o: l.o, turn: make(chan struct{}, 1), state: NewState()}
+	for _, seq := range []int64{4, 6} {
+		if err := st.Delete(t.Context(), logName(seq)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := other.Refresh(t.Context()); err != nil || other.Seq() != 3 {
+		t.Fatalf("read up to %d, %v", other.Seq(), err)
+	}
+	if err := other.Whole(t.Context()); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a log without its fourth entry is whole: %v", err)
+	}
+	if _, err := OpenLog(t.Context(), st, Options{Key: key}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a log without its fourth entry was opened for writing: %v", err)
+	}
+	if r, err := OpenLog(t.Context(), st, Options{Key: key, ReadOnly: true}); err != nil || r.Seq() != 3 {
+		t.Errorf("a log without its fourth entry, to read only: %v", err)
+	}
+	// Who has read all of it is not in the way of anybody.
+	if err := l.Whole(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -32,6 +32,8 @@ var (
 	ErrNewer = fmt.Errorf("update this program to write to the repository: %w", keys.ErrNewer)
 	// ErrDamaged: the log is not what was written.
 	ErrDamaged = errors.New("the log is damaged")
+	// ErrMissing: an entry is not there, and others that came after it are.
+	ErrMissing = fmt.Errorf("%w: an entry is missing", ErrDamaged)
 )
 
 // PackState is a pack that is there.
