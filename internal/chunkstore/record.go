@@ -111,28 +111,28 @@ func (r *Repository) locate(ctx context.Context, at place, id ID) (*footer, int,
 	return f, n, nil
 }
 
-// better finds a record in another pack; nil: there is none that can be read.
+// better finds a record in another pack, in one that is not doubtful itself if there is one; nil: there is none that can be read.
 func (r *Repository) better(ctx context.Context, from PackID, id ID) (*footer, int, error) {
 	f, n, err := r.moved(ctx, from, id, 0)
-	if f != nil || err != nil {
+	if err != nil || f != nil && !r.doubtful(f.id) {
 		return f, n, err
 	}
 	x := r.currentIndex()
 	if x == nil {
-		return nil, 0, nil
+		return f, n, nil
 	}
-	if p, n, ok, err := x.Lookup(id); err == nil && ok && p != from && r.live(p) {
-		f, err := r.footer(ctx, p)
-		if err == nil && int(n) < len(f.entries) && f.entries[n].ID == id {
-			return f, int(n), nil
+	if p, k, ok, err := x.Lookup(id); err == nil && ok && p != from && r.live(p) {
+		g, err := r.footer(ctx, p)
+		if err == nil && int(k) < len(g.entries) && g.entries[k].ID == id {
+			return g, int(k), nil
 		}
-		return nil, 0, ctx.Err()
+		return f, n, ctx.Err()
 	}
-	return nil, 0, nil
+	return f, n, nil
 }
 
-// moved finds a record in the packs that a pack's records went to.
-func (r *Repository) moved(ctx context.Context, from PackID, id ID, depth int) (*footer, int, error) {
+// moved finds a record in the packs that a pack's records went to. What it finds is doubtful only if there is no other.
+func (r *Repository) moved(ctx context.Context, from PackID, id ID, depth int) (last *footer, number int, err error) {
 	if depth > 64 {
 		return nil, 0, nil
 	}
@@ -142,16 +142,23 @@ func (r *Repository) moved(ctx context.Context, from PackID, id ID, depth int) (
 		f, err := r.footer(ctx, t)
 		if err == nil {
 			if n, ok := f.find(id); ok {
-				return f, int(n), nil
+				if !r.doubtful(t) {
+					return f, int(n), nil
+				}
+				last, number = f, int(n)
 			}
 		} else if ctx.Err() != nil {
 			return nil, 0, ctx.Err()
 		}
-		if f, n, err := r.moved(ctx, t, id, depth+1); f != nil || err != nil {
+		f, n, err := r.moved(ctx, t, id, depth+1)
+		if err != nil || f != nil && !r.doubtful(f.id) {
 			return f, n, err
 		}
+		if last == nil {
+			last, number = f, n
+		}
 	}
-	return nil, 0, nil
+	return last, number, nil
 }
 
 // dropped forgets what is cached of a pack that turned out to be gone, and reads the log: it tells where its records went.

@@ -254,6 +254,39 @@ func (v *victims) isBad(at place) bool {
 	return ok && (records == nil || records[int(at.record)])
 }
 
+// lies follows a record to the pack where it is now: pages go on naming the pack in which it was when they were written.
+func (v *victims) lies(ctx context.Context, at place, id ID) (place, error) {
+	p, there, moved := v.r.packState(at.pack)
+	if there && p.Condemned == 0 || len(moved) == 0 {
+		return at, nil
+	}
+	to, found, err := v.r.follow(ctx, moved, id)
+	switch {
+	case ctx.Err() != nil:
+		return at, ctx.Err()
+	case err == nil && found:
+		return to, nil
+	case err == nil:
+		return at, nil
+	}
+	// A pack on the way says no more what it held: it may have been this.
+	seen := map[[16]byte]bool{}
+	for queue := moved; len(queue) > 0; {
+		next := queue[0]
+		queue = queue[1:]
+		if seen[next] {
+			continue
+		}
+		seen[next] = true
+		if records, ok := v.bad[next]; ok && records == nil {
+			return place{pack: next}, nil
+		}
+		_, _, further := v.r.packState(next)
+		queue = append(slices.Clone(queue), further...)
+	}
+	return at, nil
+}
+
 // page looks below a page, and reports whether all is well there.
 func (v *victims) page(ctx context.Context, level int, i int64, e entry) (clean bool, err error) {
 	if v.clean[e] {
@@ -265,8 +298,12 @@ func (v *victims) page(ctx context.Context, level int, i int64, e entry) (clean 
 			return false, ctx.Err()
 		}
 		// All below it is lost.
+		at, err := v.lies(ctx, e.at, e.id)
+		if err != nil {
+			return false, err
+		}
 		_, span := v.tree.entries(level, i)
-		v.add(e.at, i*pageBlocks(level)*v.tree.blockSize, span)
+		v.add(at, i*pageBlocks(level)*v.tree.blockSize, span)
 		return false, nil
 	}
 	clean = true
@@ -276,8 +313,12 @@ func (v *victims) page(ctx context.Context, level int, i int64, e entry) (clean 
 		}
 		child := i*Fanout + int64(k)
 		if level == 0 {
-			if v.isBad(p.places[k]) {
-				v.add(p.places[k], child*v.tree.blockSize, v.tree.blockSize)
+			at, err := v.lies(ctx, p.places[k], p.ids[k])
+			if err != nil {
+				return false, err
+			}
+			if v.isBad(at) {
+				v.add(at, child*v.tree.blockSize, v.tree.blockSize)
 				clean = false
 			}
 			continue
