@@ -83,6 +83,30 @@ func TestHolesAreNotRead(t *testing.T) {
 	}
 }
 
+// released refuses to read what it was told that nobody reads.
+type released struct {
+	backup.Source
+	gone   []bool
+	blocks int64
+}
+
+func (r *released) release(_ context.Context, off, n int64) error {
+	for ; n > 0; off, n = off+backuptest.BlockSize, n-backuptest.BlockSize {
+		r.gone[off/backuptest.BlockSize] = true
+		r.blocks++
+	}
+	return nil
+}
+
+func (r *released) ReadAt(ctx context.Context, p []byte, off int64) error {
+	for b := off / backuptest.BlockSize; b*backuptest.BlockSize < off+int64(len(p)); b++ {
+		if r.gone[b] {
+			return errBroken
+		}
+	}
+	return r.Source.ReadAt(ctx, p, off)
+}
+
 func TestAudit(t *testing.T) {
 	img := backuptest.Image(1, 16<<20)
 	m := &backuptest.Memory{}
@@ -104,10 +128,18 @@ func TestAudit(t *testing.T) {
 		min, max int64
 	}{{0, 0, 0}, {1, 255, 255}, {0.2, 10, 120}} {
 		_, w := begin(t, m, backup.DiskOptions{Name: "root", Size: 16 << 20, ParentPoint: parent.ID, ParentDisk: "root", Incremental: true})
-		res, err := backup.Store(t.Context(), w, backuptest.Bytes(img), backup.StoreOptions{
-			BlockSize: backuptest.BlockSize, Incremental: true, Dirty: dirty, Audit: d, AuditShare: c.share})
+		o := backup.StoreOptions{BlockSize: backuptest.BlockSize, Incremental: true, Dirty: dirty, AuditShare: c.share, Seed: 7}
+		src := &released{Source: backuptest.Bytes(img), gone: make([]bool, 16<<20/backuptest.BlockSize)}
+		if err := backup.Release(t.Context(), 16<<20, o, src.release); err != nil {
+			t.Fatal(err)
+		}
+		o.Audit = d
+		res, err := backup.Store(t.Context(), w, src, o)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if n := int64(len(src.gone)) - src.blocks; n != res.Audited+1 {
+			t.Errorf("share %v: all but %d blocks were released, %d are read", c.share, n, res.Audited+1)
 		}
 		if res.Audited < c.min || res.Audited > c.max {
 			t.Errorf("share %v: %d blocks audited", c.share, res.Audited)

@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -38,6 +40,10 @@ type StoreOptions struct {
 	// Audit is the parent's disk: AuditShare (0 to 1) of the blocks that are not in Dirty are read and compared with it.
 	Audit      DiskReader
 	AuditShare float64
+	// Seed chooses the blocks that are audited; 0: any. Release has to know it.
+	Seed uint64
+	// Background has the workers yield to other threads that want the processor, such as a guest's.
+	Background bool
 	// Workers that read and store at once; 0: as many as processors, at most 8.
 	Workers int
 	Limit   *Limiter
@@ -83,12 +89,21 @@ func Store(ctx context.Context, w DiskWriter, src Source, o StoreOptions) (Store
 	if o.Workers <= 0 {
 		o.Workers = min(runtime.GOMAXPROCS(0), 8)
 	}
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64()
+	}
+	if o.Audit == nil {
+		o.AuditShare = 0
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &storing{w: w, src: src, o: o, bs: int64(o.BlockSize), jobs: make(chan job, o.Workers)}
 	var wg sync.WaitGroup
 	for range o.Workers {
 		wg.Go(func() {
+			if o.Background {
+				yieldProcessor()
+			}
 			if err := s.work(ctx); err != nil {
 				cancel(err)
 			}
@@ -108,19 +123,45 @@ func (s *storing) plan(ctx context.Context) error {
 	if !s.o.Incremental {
 		return s.span(ctx, 0, s.src.Size())
 	}
-	next := int64(0)
-	dice := newDice(s.o)
+	return changed(s.src.Size(), s.o, func(from, to int64) error { return s.span(ctx, from, to) }, func(off, n int64) error {
+		return s.give(ctx, job{off: off, n: n, audit: true})
+	}, func(int64, int64) error { return nil })
+}
+
+// Release tells what of a disk of size bytes an incremental Store with the same options, Seed among them, is not going to read: neither has
+// it changed nor is it audited. It asks Dirty once more.
+func Release(ctx context.Context, size int64, o StoreOptions, release func(ctx context.Context, off, n int64) error) error {
+	if !o.Incremental || o.BlockSize <= 0 || o.Seed == 0 {
+		return errors.New("release what a backup does not read: it needs an incremental one with a block size and a seed")
+	}
+	nothing := func(int64, int64) error { return context.Cause(ctx) }
+	return changed(size, o, nothing, nothing, func(from, to int64) error { return release(ctx, from, to-from) })
+}
+
+// changed takes a disk apart, in order and in whole blocks: what has changed (from, to), what is audited (from, length), and the rest (from, to).
+func changed(size int64, o StoreOptions, dirty, audit, rest func(int64, int64) error) error {
+	bs, next := int64(o.BlockSize), int64(0)
+	dice := newDice(o)
 	clean := func(to int64) error {
-		for b := dice.first(next / s.bs); b*s.bs < to; b = dice.after(b) {
-			off := b * s.bs
-			if err := s.give(ctx, job{off: off, n: min(s.bs, s.src.Size()-off), audit: true}); err != nil {
+		for b := dice.first(next / bs); b*bs < to; b = dice.after(b) {
+			if next < b*bs {
+				if err := rest(next, b*bs); err != nil {
+					return err
+				}
+			}
+			n := min(bs, size-b*bs)
+			if err := audit(b*bs, n); err != nil {
 				return err
 			}
+			next = b*bs + n
+		}
+		if next < to {
+			return rest(next, to)
 		}
 		return nil
 	}
-	if s.o.Dirty != nil {
-		for e, err := range s.o.Dirty {
+	if o.Dirty != nil {
+		for e, err := range o.Dirty {
 			if err != nil {
 				return fmt.Errorf("what has changed: %w", err)
 			}
@@ -128,21 +169,21 @@ func (s *storing) plan(ctx context.Context) error {
 				continue
 			}
 			// Blocks are whole: an extent may share its first with the one before.
-			from := max(e.Offset/s.bs*s.bs, next)
-			to := min((e.Offset+e.Length+s.bs-1)/s.bs*s.bs, s.src.Size())
+			from := max(e.Offset/bs*bs, next)
+			to := min((e.Offset+e.Length+bs-1)/bs*bs, size)
 			if to <= from {
 				continue
 			}
 			if err := clean(from); err != nil {
 				return err
 			}
-			if err := s.span(ctx, from, to); err != nil {
+			if err := dirty(from, to); err != nil {
 				return err
 			}
 			next = to
 		}
 	}
-	return clean(s.src.Size())
+	return clean(size)
 }
 
 // span makes jobs of [from, to), which begins at a block and ends at one or at the disk's end.
@@ -228,6 +269,15 @@ func (s *storing) work(ctx context.Context) error {
 	return nil
 }
 
+// backgroundNice is the niceness of threads that yield (setpriority(2)): about a tenth of the weight of a guest's.
+const backgroundNice = 10
+
+// yieldProcessor makes the thread of this goroutine, which ends with it, one that others go before.
+func yieldProcessor() {
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), backgroundNice) // A thread may always become nicer.
+}
+
 func (s *storing) fill(ctx context.Context, off int64, p []byte) error {
 	if err := s.o.Limit.Wait(ctx, int64(len(p))); err != nil {
 		return err
@@ -286,10 +336,11 @@ type dice struct {
 	all  bool
 	log  float64 // of the chance not to be picked
 	next int64
+	rand *rand.Rand
 }
 
 func newDice(o StoreOptions) *dice {
-	d := &dice{none: o.Audit == nil || o.AuditShare <= 0, all: o.AuditShare >= 1, next: -1}
+	d := &dice{none: o.AuditShare <= 0, all: o.AuditShare >= 1, next: -1, rand: rand.New(rand.NewPCG(o.Seed, 0))}
 	if !d.none && !d.all {
 		d.log = math.Log1p(-o.AuditShare)
 		d.next = d.skip()
@@ -298,7 +349,7 @@ func newDice(o StoreOptions) *dice {
 }
 
 func (d *dice) skip() int64 {
-	return int64(min(math.Log(1-rand.Float64())/d.log, 1<<52))
+	return int64(min(math.Log(1-d.rand.Float64())/d.log, 1<<52))
 }
 
 // first is the first pick that is not before b.
