@@ -179,7 +179,12 @@ func (s *Store) newLayer(vm, format string, fill func(f *os.File) error) (id, fi
 
 // overlay makes an empty layer of the given size over parent and puts it into m.
 func (s *Store) overlay(m *manifest, size int64, parent *ref) (string, error) {
-	id, file, err := s.newLayer(m.VM, "qcow2", func(f *os.File) error { return writeBlank(f, size) })
+	id, file, err := s.newLayer(m.VM, "qcow2", func(f *os.File) error {
+		if parent.Remote != "" {
+			return writeFine(f, size)
+		}
+		return writeBlank(f, size)
+	})
 	if err != nil {
 		return "", err
 	}

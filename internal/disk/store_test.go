@@ -133,18 +133,37 @@ func fetchBytes(b []byte) Fetch {
 }
 
 func TestBlankIsCleanForQEMU(t *testing.T) {
-	for _, size := range []int64{512, 1 << 20, 3<<29 + 512, 10 << 40, inspect.MaxVirtual} {
-		f, err := os.Create(filepath.Join(t.TempDir(), "x"))
-		must(t, err)
-		must(t, writeBlank(f, size))
-		run(t, "qemu-img", "check", "-q", "-f", "qcow2", f.Name())
-		info, err := inspectFile(f, "qcow2")
-		if err != nil || info.VirtualSize != size {
-			t.Errorf("size %d: %+v, %v", size, info, err)
+	for name, write := range map[string]func(*os.File, int64) error{"blank": writeBlank, "fine": writeFine} {
+		for _, size := range []int64{512, 1 << 20, 3<<29 + 512, 10 << 40, inspect.MaxVirtual} {
+			f, err := os.Create(filepath.Join(t.TempDir(), "x"))
+			must(t, err)
+			must(t, write(f, size))
+			run(t, "qemu-img", "check", "-q", "-f", "qcow2", f.Name())
+			info, err := inspectFile(f, "qcow2")
+			if err != nil || info.VirtualSize != size {
+				t.Errorf("%s, size %d: %+v, %v", name, size, info, err)
+			}
+			run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write %d 512", size-512), f.Name())
+			run(t, "qemu-img", "check", "-q", "-f", "qcow2", f.Name())
+			f.Close()
 		}
-		run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write %d 512", size-512), f.Name())
-		run(t, "qemu-img", "check", "-q", "-f", "qcow2", f.Name())
-		f.Close()
+	}
+}
+
+// A write of 4 KiB to a layer over a base that fails needs nothing of the base.
+func TestFineLayerNeedsNothingForSmallWrites(t *testing.T) {
+	dir := t.TempDir()
+	for name, want := range map[string]bool{"blank": false, "fine": true} {
+		f, err := os.Create(filepath.Join(dir, name))
+		must(t, err)
+		write := map[string]func(*os.File, int64) error{"blank": writeBlank, "fine": writeFine}[name]
+		must(t, errors.Join(write(f, 1<<20), f.Close()))
+		// The base answers every read with an error.
+		opts := fmt.Sprintf("driver=qcow2,file.filename=%s,backing.driver=blkdebug,backing.image.driver=null-co,backing.image.size=1M,backing.inject-error.0.event=none,backing.inject-error.0.iotype=read", f.Name())
+		out, err := exec.Command("qemu-io", "--image-opts", opts, "-c", "write -P 7 12288 4096").CombinedOutput()
+		if ok := err == nil && !bytes.Contains(out, []byte("failed")); ok != want {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
 	}
 }
 

@@ -28,7 +28,7 @@
 //
 // # Lock order
 //
-// instant.opening, then instant.mu; agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu, world.mu, fabric.mu, lending.mu, offRead.mu) are leaves. The fabric's own state has no lock:
+// instant.opening (a channel), then instant.mu; agent.mu, then machine.mu. The rest (reporter.mu, console.mu, events.mu, identity.mu, world.mu, fabric.mu, lending.mu, offRead.mu) are leaves. The fabric's own state has no lock:
 // one goroutine has it, and others ask it (fabric.do), holding none. No I/O and no
 // channel send that can block happens under any of them, but for the ring's writes under console.mu.
 //

@@ -66,7 +66,7 @@ type instant struct {
 	streamed atomic.Int64 // bytes of disks dealt with
 	total    int64
 
-	opening sync.Mutex // one opens the point at a time; before mu, and held over I/O
+	opening chan struct{} // full while one opens the point, over I/O
 
 	mu     sync.Mutex // guards the fields below
 	source *v1.VaultTarget
@@ -220,7 +220,7 @@ func (m *machine) serveInstant() (*instant, error) {
 	if err := errors.Join(os.Chown(path, int(m.local.User), int(m.local.User)), os.Chmod(path, 0o600)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	i := &instant{m: m, operation: rec.Operation, point: rec.Point, speed: rec.Speed, disks: append([]instantDisk(nil), rec.Disks...),
+	i := &instant{m: m, opening: make(chan struct{}, 1), operation: rec.Operation, point: rec.Point, speed: rec.Speed, disks: append([]instantDisk(nil), rec.Disks...),
 		source: target, open: map[string]backup.DiskReader{}, ended: make(chan struct{})}
 	i.life, i.end = context.WithCancel(m.a.life)
 	exports := map[string]*backup.Export{}
@@ -298,12 +298,8 @@ func (i *instant) drop() {
 	}
 	clear(i.open)
 	if i.reader != nil {
-		i.reader.Close()
-		i.reader = nil
-	}
-	if i.closer != nil {
-		i.closer()
-		i.closer = nil
+		i.letGo(i.reader, i.closer)
+		i.reader, i.closer = nil, nil
 	}
 }
 
@@ -314,12 +310,10 @@ func (m *machine) followInstant(ctx context.Context, i *instant, req *v1.NodeRes
 		if err != nil {
 			return err
 		}
-		i.opening.Lock()
 		i.mu.Lock()
 		i.source = req.GetSource()
 		i.drop() // the next read opens it there
 		i.mu.Unlock()
-		i.opening.Unlock()
 		if err := m.ask(ctx, func(context.Context) error {
 			if m.local.Instant != nil {
 				m.local.Instant.Source = source
@@ -365,7 +359,7 @@ func (i *instant) say() string {
 
 // run has QEMU copy the bases, whenever it runs, until the disks are whole.
 func (i *instant) run() {
-	m, life := i.m, i.life
+	m, life, said := i.m, i.life, ""
 	for life.Err() == nil {
 		p := m.process()
 		if p == nil {
@@ -375,7 +369,10 @@ func (i *instant) run() {
 		whole, err := i.stream(life, p)
 		switch {
 		case err != nil && life.Err() == nil:
-			m.log.Warn("the restore that goes on while the VM runs was held up", "err", err)
+			if text := err.Error(); text != said { // it is tried again every two seconds
+				said = text
+				m.log.Warn("the restore that goes on while the VM runs was held up", "err", err)
+			}
 			i.rest(life)
 		case whole:
 			// The actor ends what this is part of, so that nobody waits for it here.

@@ -31,7 +31,7 @@ func (d *patientDisk) Size() int64  { return d.size }
 func (d *patientDisk) Close() error { return nil }
 
 func (d *patientDisk) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return d.i.try(ctx, d.from, func(r backup.DiskReader) error { return r.ReadAt(ctx, p, off) })
+	return d.i.try(ctx, d.from, func(ctx context.Context, r backup.DiskReader) error { return r.ReadAt(ctx, p, off) })
 }
 
 // Extents calls all of it data: nobody asks.
@@ -43,15 +43,22 @@ func (d *patientDisk) Changed(context.Context, string, string) ([]backup.Extent,
 	return nil, errors.New("not asked here")
 }
 
-// try does something with a disk of the point, again and again while the repository does not answer, up to readPatience.
-func (i *instant) try(ctx context.Context, from string, do func(backup.DiskReader) error) error {
+// probeTime is how long a read waits for a repository that has been away for longer than readPatience: just long enough to find it back.
+const probeTime = 2 * time.Second
+
+// try does something with a disk of the point, again and again while the repository does not answer, up to readPatience after it fell silent. All reads that
+// are under way then fail together: QEMU waits for each of them before it stops the guest, and hears nobody meanwhile.
+func (i *instant) try(ctx context.Context, from string, do func(context.Context, backup.DiskReader) error) error {
 	begun := i.m.a.clk.Now()
 	wait := 100 * time.Millisecond
 	for {
-		r, opened, err := i.disk(from)
+		// The repository's client has a patience of its own, which is longer.
+		once, cancel := context.WithTimeout(ctx, i.patience(begun))
+		r, opened, err := i.disk(once, from)
 		if err == nil {
-			err = do(r)
+			err = do(once, r)
 		}
+		cancel()
 		if err == nil {
 			i.answered()
 			return nil
@@ -61,8 +68,10 @@ func (i *instant) try(ctx context.Context, from string, do func(backup.DiskReade
 		}
 		i.silent(err)
 		// Also damage may be repaired from a copy: it is for people to decide, and the guest waits.
-		if i.m.a.clk.Now().Sub(begun) > readPatience {
-			i.reopen(opened)
+		if i.patience(begun) <= probeTime && i.m.a.clk.Now().Sub(begun) >= probeTime {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				i.reopen(opened) // one that is only silent is still the same when it speaks again
+			}
 			return err
 		}
 		select {
@@ -74,50 +83,84 @@ func (i *instant) try(ctx context.Context, from string, do func(backup.DiskReade
 	}
 }
 
-// disk opens a disk of the point, unless it is open.
-// The point outlives the read that found it closed.
-func (i *instant) disk(from string) (r backup.DiskReader, opened int, err error) {
-	i.opening.Lock()
-	defer i.opening.Unlock()
+// patience is how long a read that began at some time may still wait.
+func (i *instant) patience(begun time.Time) time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.away != nil && i.since.Before(begun) {
+		begun = i.since
+	}
+	return max(probeTime, readPatience-i.m.a.clk.Now().Sub(begun))
+}
+
+// disk opens a disk of the point, unless it is open. The point outlives the read that found it closed, but not one that gave up while it was being opened.
+func (i *instant) disk(ctx context.Context, from string) (r backup.DiskReader, opened int, err error) {
+	select {
+	case i.opening <- struct{}{}:
+		defer func() { <-i.opening }()
+	case <-ctx.Done():
+		return nil, 0, context.Cause(ctx)
+	}
 	i.mu.Lock()
 	r, reader, source, opened := i.open[from], i.reader, i.source, i.opened
 	i.mu.Unlock()
 	if r != nil {
 		return r, opened, nil
 	}
-	var closer func()
-	if reader == nil {
-		repo, done, err := i.m.a.vault(i.life, source)
+	life, cancel := context.WithCancel(i.life)
+	keep := context.AfterFunc(ctx, cancel)
+	closer := cancel
+	fresh := reader == nil
+	if fresh {
+		repo, done, err := i.m.a.vault(life, source)
 		if err != nil {
+			cancel()
 			return nil, opened, err
 		}
-		if reader, err = repo.OpenPoint(i.life, i.point); err != nil {
-			done()
+		closer = func() { done(); cancel() }
+		if reader, err = repo.OpenPoint(life, i.point); err != nil {
+			closer()
 			return nil, opened, fmt.Errorf("open the restore point in repository %s: %w", source.GetVault().GetRepository(), err)
 		}
-		closer = done
 		opened++
 	}
-	if r, err = reader.Disk(i.life, from); err != nil && closer != nil {
-		reader.Close()
-		closer()
+	r, err = reader.Disk(life, from)
+	if err == nil && !keep() {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
+		if fresh {
+			i.letGo(reader, closer)
+		} else {
+			cancel()
+		}
 		return nil, opened, err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if closer != nil {
+	if fresh && i.source != source {
+		i.letGo(reader, closer)
+		return nil, opened, errors.New("the repository was named anew meanwhile")
+	}
+	if fresh {
 		i.reader, i.closer, i.opened = reader, closer, opened
 	}
 	i.open[from] = r
 	return r, opened, nil
 }
 
+// letGo closes a point. That may ask a repository that does not answer, so nobody waits for it.
+func (i *instant) letGo(reader backup.PointReader, closer func()) {
+	i.m.a.actors.Go(func() {
+		if err := reader.Close(); err != nil {
+			i.m.log.Debug("close the restore point", "point", i.point, "err", err)
+		}
+		closer()
+	})
+}
+
 // reopen lets go of the point, unless another has done so since: the next read opens it anew.
 func (i *instant) reopen(opened int) {
-	i.opening.Lock()
-	defer i.opening.Unlock()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.opened == opened {
