@@ -41,6 +41,9 @@ type Locker interface {
 	Extend(ctx context.Context, name string, until time.Time) error
 }
 
+// ErrReplaces: a server does not know the condition "if absent", on which a repository's safety rests.
+var ErrReplaces = errors.New("the server replaced an object that was to be written only if absent; a repository on it is not safe: use a server that knows If-None-Match")
+
 // CheckConditional finds out whether the store really puts only if absent, by putting the bytes of an object again that is there.
 // A server that does not know the condition replaces the object by itself, which harms nothing.
 func CheckConditional(ctx context.Context, st Store, name string) error {
@@ -51,7 +54,7 @@ func CheckConditional(ctx context.Context, st Store, name string) error {
 	err = st.Put(ctx, name, p)
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s: the server replaced an object that was to be written only if absent; a repository on it is not safe: use a server that knows If-None-Match", st)
+		return fmt.Errorf("%s: %w", st, ErrReplaces)
 	case errors.Is(err, ErrExists), errors.Is(err, ErrReadOnly):
 		return nil
 	}

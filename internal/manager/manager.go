@@ -216,6 +216,7 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	if err := m.board.wait(ctx); err != nil {
 		return ended(g, cancel, err)
 	}
+	g.Go(func() error { return m.reopenVaults(ctx) })
 	g.Go(func() error { return m.points.run(ctx) })
 	g.Go(func() error { return m.tasks.Run(ctx) })
 	g.Go(func() error { return m.backups.run(ctx) })

@@ -87,6 +87,14 @@ func (m *Manager) openVaults(ctx context.Context) error {
 	return nil
 }
 
+// reopenVaults opens what the manager served before a restart, by the keys and secrets that it keeps. What can't be opened is tried again with each look at it.
+func (m *Manager) reopenVaults(ctx context.Context) error {
+	if err := m.own.vaults.Reopen(ctx); err != nil && ctx.Err() == nil {
+		m.log.Warn("manager: open repositories again", "err", err)
+	}
+	return nil
+}
+
 // VaultHandler serves hosts what the manager's own repositories hold.
 func (m *Manager) VaultHandler(interceptors ...connect.Interceptor) (string, http.Handler) {
 	return m.own.vaults.Handler(interceptors...)

@@ -53,6 +53,8 @@ func told(name string, err error) error {
 		e.Code, e.Reason = resource.Exists, "EXISTS"
 	case errors.Is(err, blob.ErrFull):
 		e.Code, e.Reason, e.Remedy = resource.Exhausted, "REPOSITORY_FULL", "make room, or forget points and collect"
+	case errors.Is(err, blob.ErrReplaces):
+		e.Code, e.Reason = resource.Precondition, "STORAGE_UNSAFE"
 	case errors.Is(err, blob.ErrReadOnly):
 		e.Code, e.Reason = resource.Precondition, "REPOSITORY_READ_ONLY"
 	default:

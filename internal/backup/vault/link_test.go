@@ -167,6 +167,6 @@ func backUp(ctx context.Context, r backup.Repository, data []byte) (rate float64
 		return 0, err
 	}
 	rate = float64(len(data)) / time.Since(began).Seconds()
-	_, err = s.Commit(ctx, backup.Point{VMUID: "vm", Disks: []backup.Disk{{Name: "d", Size: int64(len(data))}}})
+	_, err = s.Commit(ctx, backup.Point{VMUID: "vm", VM: "vm", Disks: []backup.Disk{{Name: "d", Size: int64(len(data))}}})
 	return rate, err
 }

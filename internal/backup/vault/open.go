@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -136,7 +135,13 @@ func (v *Vaults) open(ctx context.Context, x *vault, spec *v1.RepositorySpec, pa
 	}
 	r, recovery, err := v.chunks(ctx, x.name, store, spec, passphrase, create)
 	if err != nil {
-		return "", errors.Join(err, closeStore(store))
+		return "", errors.Join(err, blob.Close(store))
+	}
+	if !spec.GetReadOnly() && strings.HasPrefix(spec.GetLocation(), "s3://") {
+		// Servers change. One that replaces objects lets two writers believe that each has won.
+		if err := blob.CheckConditional(ctx, store, configObject); err != nil {
+			return "", errors.Join(err, r.Close(), blob.Close(store))
+		}
 	}
 	// The key first: a spec that stands without it can't be opened.
 	err = writeSecret(v.keyFile(x.name), []byte(hex.EncodeToString(r.Master())+"\n"))
@@ -144,7 +149,7 @@ func (v *Vaults) open(ctx context.Context, x *vault, spec *v1.RepositorySpec, pa
 		err = v.writeSpec(x.name, spec)
 	}
 	if err != nil {
-		return "", errors.Join(err, r.Close(), closeStore(store))
+		return "", errors.Join(err, r.Close(), blob.Close(store))
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -169,12 +174,8 @@ func (v *Vaults) storage(ctx context.Context, spec *v1.RepositorySpec) (blob.Sto
 		Insecure: s3.GetInsecure(), CA: s3.GetCa(), LockFor: s3.GetObjectLock().AsDuration(), Clock: v.o.Clock})
 }
 
-func closeStore(st blob.Store) error {
-	if c, ok := st.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
-}
+// configObject is there in every repository.
+const configObject = "config"
 
 // chunks makes the repository, or opens it with what there is: the key of this machine, else the passphrase, which may be the recovery key too.
 func (v *Vaults) chunks(ctx context.Context, name string, store blob.Store, spec *v1.RepositorySpec, passphrase string, create bool) (*chunkstore.Repository, string, error) {
@@ -313,7 +314,7 @@ func (v *Vaults) shut(ctx context.Context, name string) error {
 		errs = append(errs, v.finish(ctx, s))
 	}
 	x.uses.Wait()
-	return errors.Join(append(errs, local.Chunks().Close(), closeStore(store))...)
+	return errors.Join(append(errs, local.Chunks().Close(), blob.Close(store))...)
 }
 
 func (v *Vaults) readSpec(name string) (*v1.RepositorySpec, error) {
