@@ -146,6 +146,9 @@ func (m *Manager) sendWebhook(ctx context.Context, p *v1.BackupPolicy, url strin
 	if err != nil {
 		return err
 	}
+	if secret == "" && p.GetStatus().GetWebhookSigned() {
+		return fmt.Errorf("%w: the secret that signs it is not on this machine, as after a restored state; give it again as spec.notify.webhookSecret, by drover apply", errNotSent)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return err

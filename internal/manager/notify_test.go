@@ -64,6 +64,11 @@ func TestWebhook(t *testing.T) {
 	if s, err := m.secret(p); s != "" || err != nil {
 		t.Errorf("dropped: %q, %v", s, err)
 	}
+	// A secret that was given and is lost: who believes signatures must not see one without.
+	p.Status, got = &v1.BackupPolicyStatus{WebhookSigned: true}, nil
+	if err := m.sendWebhook(t.Context(), p, s.URL, nil); !errors.Is(err, errNotSent) || got != nil {
+		t.Errorf("without the secret: %v, %v", err, got)
+	}
 }
 
 // mailServer takes one mail, and returns what was said to it.

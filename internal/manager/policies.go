@@ -41,7 +41,7 @@ func (m *Manager) CreatePolicy(ctx context.Context, p *v1.BackupPolicy, validate
 		if p.Spec == nil {
 			p.Spec = &v1.BackupPolicySpec{}
 		}
-		p.Status = &v1.BackupPolicyStatus{}
+		p.Status = &v1.BackupPolicyStatus{WebhookSigned: secret != ""}
 		resource.DefaultPolicy(p)
 	}, m.checkPolicy, hideSecret)
 	if err != nil || validateOnly {
@@ -69,6 +69,10 @@ func (m *Manager) UpdatePolicy(ctx context.Context, p *v1.BackupPolicy, mask *fi
 		}
 		if s := p.Spec.GetNotify().GetWebhookSecret(); s != "" {
 			secret = s
+			if p.Status == nil {
+				p.Status = &v1.BackupPolicyStatus{}
+			}
+			p.Status.WebhookSigned = true
 		}
 		return hideSecret(p)
 	}))

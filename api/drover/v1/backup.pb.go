@@ -1436,8 +1436,10 @@ type BackupPolicyStatus struct {
 	Run                *PolicyRun `protobuf:"bytes,9,opt,name=run,proto3" json:"run,omitempty"`
 	Last               *PolicyRun `protobuf:"bytes,10,opt,name=last,proto3" json:"last,omitempty"`
 	ObservedGeneration int64      `protobuf:"varint,11,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// A secret was given for the webhooks: nothing is sent to them unsigned.
+	WebhookSigned bool `protobuf:"varint,12,opt,name=webhook_signed,json=webhookSigned,proto3" json:"webhook_signed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BackupPolicyStatus) Reset() {
@@ -1545,6 +1547,13 @@ func (x *BackupPolicyStatus) GetObservedGeneration() int64 {
 		return x.ObservedGeneration
 	}
 	return 0
+}
+
+func (x *BackupPolicyStatus) GetWebhookSigned() bool {
+	if x != nil {
+		return x.WebhookSigned
+	}
+	return false
 }
 
 type PolicyRun struct {
@@ -3956,7 +3965,7 @@ const file_drover_v1_backup_proto_rawDesc = "" +
 	"\x04mail\x18\x01 \x03(\tR\x04mail\x12\x1a\n" +
 	"\bwebhooks\x18\x02 \x03(\tR\bwebhooks\x12%\n" +
 	"\x0ewebhook_secret\x18\x03 \x01(\tR\rwebhookSecret\x12\x18\n" +
-	"\asuccess\x18\x04 \x01(\bR\asuccess\"\xb2\x03\n" +
+	"\asuccess\x18\x04 \x01(\bR\asuccess\"\xd9\x03\n" +
 	"\x12BackupPolicyStatus\x12\x10\n" +
 	"\x03vms\x18\x01 \x01(\x05R\x03vms\x12\x1c\n" +
 	"\tprotected\x18\x02 \x01(\x05R\tprotected\x12\x12\n" +
@@ -3971,7 +3980,8 @@ const file_drover_v1_backup_proto_rawDesc = "" +
 	"\x03run\x18\t \x01(\v2\x14.drover.v1.PolicyRunR\x03run\x12(\n" +
 	"\x04last\x18\n" +
 	" \x01(\v2\x14.drover.v1.PolicyRunR\x04last\x12/\n" +
-	"\x13observed_generation\x18\v \x01(\x03R\x12observedGeneration\"\x85\x02\n" +
+	"\x13observed_generation\x18\v \x01(\x03R\x12observedGeneration\x12%\n" +
+	"\x0ewebhook_signed\x18\f \x01(\bR\rwebhookSigned\"\x85\x02\n" +
 	"\tPolicyRun\x129\n" +
 	"\n" +
 	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
