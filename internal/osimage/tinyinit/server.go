@@ -118,7 +118,7 @@ func reply(c net.Conn, code int, v any) {
 	fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, text, typ, len(b), b)
 }
 
-var errNotFound = fmt.Errorf("not found: there is / /counter /load /disk/list /disk/write /disk/read /disk/verify /heartbeat /frame/send /frame/watch")
+var errNotFound = fmt.Errorf("not found: there is / /counter /load /disk/list /disk/write /disk/read /disk/verify /disk/time /heartbeat /frame/send /frame/watch")
 
 // query holds the parameters of a request.
 type query url.Values
@@ -160,6 +160,8 @@ func (s *server) route(path string, q query) (any, error) {
 		return listDisks(), nil
 	case "/disk/write", "/disk/read", "/disk/verify":
 		return serveDisk(strings.TrimPrefix(path, "/disk/"), q)
+	case "/disk/time":
+		return timeWrites(q)
 	}
 	return nil, errNotFound
 }
