@@ -333,6 +333,8 @@ func (m *Manager) DeleteHost(ctx context.Context, name string, revision int64, f
 	// From here on the sweep finishes what is cut off.
 	m.heard.forget(name)
 	m.nodes.forget(name)
+	m.removed.add(h.Meta.Uid)
+	m.points.wake()
 	m.event(v1.Severity_SEVERITY_WARNING, resource.KindHost, name, "HOST_REMOVED", fmt.Sprintf("with %d VMs", len(held)))
 	if err := m.disownAll(ctx, name); err != nil {
 		return nil, err

@@ -74,6 +74,7 @@ type Manager struct {
 	points       *pointView
 	backups      *scheduler
 	browsing     browsers
+	removed      removedHosts
 	own          *ownVaults
 	macs         *Registry[*v1.MACClaim]
 	joinKeys     *Registry[*v1.Join]

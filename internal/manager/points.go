@@ -222,6 +222,11 @@ func byTime(list []*v1.RestorePoint) {
 func (v *pointView) poll(ctx context.Context, r *v1.Repository) error {
 	name := r.Meta.Name
 	st, rev, err := v.status(ctx, r)
+	if err == nil {
+		if derr := v.m.disarm(ctx, r); derr != nil {
+			v.m.log.Warn("manager: take back what a removed host was granted", "repository", name, "err", derr)
+		}
+	}
 	if err == nil && !usablePhase(st.Phase) {
 		return v.keep(context.WithoutCancel(ctx), r, st)
 	}

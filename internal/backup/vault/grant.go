@@ -82,6 +82,9 @@ func (v *Vaults) Grant(ctx context.Context, req *v1.VaultGrantRequest) (*v1.Vaul
 	if err := v.manager(ctx); err != nil {
 		return nil, err
 	}
+	if req.GetRevoke() && req.GetGrant() == "" && req.GetHostUid() != "" {
+		return &v1.VaultGrantResponse{}, v.revokeHost(ctx, req.GetRepository(), req.GetHostUid())
+	}
 	if n := len(req.GetGrant()); n < minGrant || n > maxGrant {
 		return nil, invalid("grant", "a grant has %d to %d characters, not %d", minGrant, maxGrant, n)
 	}
