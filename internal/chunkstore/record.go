@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"drover/internal/blob"
@@ -113,7 +114,7 @@ func (r *Repository) locate(ctx context.Context, at place, id ID) (*footer, int,
 
 // better finds a record in another pack, in one that is not doubtful itself if there is one; nil: there is none that can be read.
 func (r *Repository) better(ctx context.Context, from PackID, id ID) (*footer, int, error) {
-	f, n, err := r.moved(ctx, from, id, 0)
+	f, n, err := r.moved(ctx, from, id)
 	if err != nil || f != nil && !r.doubtful(f.id) {
 		return f, n, err
 	}
@@ -131,32 +132,36 @@ func (r *Repository) better(ctx context.Context, from PackID, id ID) (*footer, i
 	return f, n, nil
 }
 
-// moved finds a record in the packs that a pack's records went to. What it finds is doubtful only if there is no other.
-func (r *Repository) moved(ctx context.Context, from PackID, id ID, depth int) (last *footer, number int, err error) {
-	if depth > 64 {
-		return nil, 0, nil
-	}
-	var to [][16]byte
-	r.ledger.View(func(s *ledger.State) { to = s.Moved[from] })
-	for _, t := range to {
-		f, err := r.footer(ctx, t)
-		if err == nil {
-			if n, ok := f.find(id); ok {
-				if !r.doubtful(t) {
-					return f, int(n), nil
-				}
-				last, number = f, int(n)
+// moved finds a record in the packs that a pack's records went to, however often they went on. What it finds is doubtful only if there is no other.
+func (r *Repository) moved(ctx context.Context, from PackID, id ID) (last *footer, number int, err error) {
+	seen := map[PackID]bool{from: true}
+	_, _, queue := r.packState(from)
+	queue = slices.Clone(queue)
+	for len(queue) > 0 {
+		t := PackID(queue[0])
+		queue = queue[1:]
+		if seen[t] {
+			continue
+		}
+		seen[t] = true
+		_, there, further := r.packState(t)
+		if there {
+			f, err := r.footer(ctx, t)
+			if err != nil && ctx.Err() != nil {
+				return nil, 0, ctx.Err()
 			}
-		} else if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
+			if err == nil {
+				if n, ok := f.find(id); ok {
+					if !r.doubtful(t) {
+						return f, int(n), nil
+					}
+					if last == nil {
+						last, number = f, int(n)
+					}
+				}
+			}
 		}
-		f, n, err := r.moved(ctx, t, id, depth+1)
-		if err != nil || f != nil && !r.doubtful(f.id) {
-			return f, n, err
-		}
-		if last == nil {
-			last, number = f, n
-		}
+		queue = append(queue, further...)
 	}
 	return last, number, nil
 }
