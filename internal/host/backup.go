@@ -51,9 +51,11 @@ type backupJob struct {
 	tell func(*v1.NodeBackupProgress)
 
 	parent *backup.Point
-	disks  []*pointDisk
-	point  backup.Point
-	memory *os.File
+	// damaged is the point that an earlier try was written against in vain.
+	damaged string
+	disks   []*pointDisk
+	point   backup.Point
+	memory  *os.File
 
 	live *qemu.LivePoint
 	off  *offRead
@@ -143,8 +145,7 @@ func (m *machine) backup(ctx context.Context, req *v1.NodeBackupRequest, tell fu
 		return p, fmt.Errorf("back up VM %s: %w", m.name(), err)
 	}
 	defer done()
-	j := &backupJob{m: m, req: req, repo: repo, tell: tell}
-	if p, err = j.run(ctx); err != nil {
+	if p, err = m.runAgain(ctx, req, repo, tell); err != nil {
 		return p, backupError(m.name(), req.GetTarget().GetVault().GetRepository(), err)
 	}
 	return p, nil
@@ -323,6 +324,8 @@ func (j *backupJob) choose(have map[string][]qemu.Bitmap) error {
 		switch {
 		case j.req.GetFull():
 			d.why, keep = "asked for", true
+		case j.damaged != "":
+			d.why = "point " + j.damaged + " is damaged in the repository"
 		case j.parent == nil && j.req.GetParent() != "":
 			d.why = "the repository does not have point " + j.req.GetParent() + " any more"
 		case j.parent == nil:
