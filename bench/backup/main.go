@@ -8,61 +8,120 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"drover/bench/report"
+	"drover/internal/lab"
 )
 
 // bench is what all share.
 type bench struct {
 	ctx    context.Context
 	rep    *report.Report
+	drover string
 	images string
 	work   string
 	rounds int
 	only   string
+	data   *data
+	rates  *rates
+
+	smallest     float64 // MB that the smallest peer stores of day 1
+	smallestName string
 }
 
 var vms = []string{"web", "db", "build", "desktop"}
 
+// thinned is the day on which every other 4 MiB of a disk is gone.
+const thinned = 3
+
 func (b *bench) image(vm string, day int) string {
-	return filepath.Join(b.images, fmt.Sprintf("%s.day%d.raw", vm, day))
+	dir := b.images
+	if day == thinned {
+		dir = b.work
+	}
+	return filepath.Join(dir, fmt.Sprintf("%s.day%d.raw", vm, day))
+}
+
+// part is one that can be chosen.
+type part struct {
+	name string
+	run  func(*bench) error
+}
+
+var parts = []part{
+	{"limits", (*bench).limits}, {"peers", (*bench).peers}, {"dense", (*bench).dense}, {"beside", (*bench).beside}, {"scale", (*bench).scale}, {"s3", (*bench).s3}, {"guests", (*bench).guests},
 }
 
 func main() {
+	lab.MaybeDaemon()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	drover := flag.String("drover", "bin/drover", "the program to measure")
-	images := flag.String("images", "/var/cache/drover-bench/images", "what scripts/bench-images made")
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	b := &bench{ctx: ctx, rep: &report.Report{W: os.Stdout}}
+	flag.StringVar(&b.drover, "drover", "bin/drover", "the program to measure")
+	flag.StringVar(&b.images, "images", "/var/cache/drover-bench/images", "what scripts/bench-images made")
 	work := flag.String("work", "/var/cache/drover-bench", "where repositories are made, on the file system of -images")
-	rounds := flag.Int("rounds", 3, "runs of each contender")
-	only := flag.String("only", "", "only contenders whose name has this in it")
+	flag.IntVar(&b.rounds, "rounds", 3, "runs of each contender that is near the best")
+	flag.StringVar(&b.only, "only", "", "only contenders whose name has one of these in it, by comma")
+	which := flag.String("parts", strings.Join(names, ","), "only these parts")
 	out := flag.String("out", "", "write the results to this file, as JSON")
 	flag.Parse()
-	if err := run(ctx, *drover, *images, *work, *rounds, *only, *out); err != nil {
+	if err := b.run(*work, *which, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/backup:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, drover, images, work string, rounds int, only, out string) (err error) {
-	drover, err = filepath.Abs(drover)
-	if err != nil {
+func (b *bench) run(work, which, out string) (err error) {
+	if b.drover, err = filepath.Abs(b.drover); err != nil {
 		return err
 	}
-	work, err = os.MkdirTemp(work, "run")
-	if err != nil {
+	if b.work, err = os.MkdirTemp(work, "run"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &bench{ctx: ctx, rep: &report.Report{W: os.Stdout}, images: images, work: work, rounds: rounds, only: only}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
 	where := report.Machine(time.Now())
+	var failed []error
+	for _, p := range parts {
+		if !slices.Contains(strings.Split(which, ","), p.name) {
+			continue
+		}
+		began := time.Now()
+		// The other parts' numbers are worth having.
+		if err := p.run(b); err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", p.name, err))
+			b.rep.Say("%s FAILED: %v", p.name, err)
+		}
+		if b.ctx.Err() != nil {
+			return b.ctx.Err()
+		}
+		b.rep.Say("part %s took %v", p.name, time.Since(began).Round(time.Second))
+	}
+	if err := b.rep.Table(where); err != nil {
+		return err
+	}
+	if out != "" {
+		failed = append(failed, b.rep.Write(out, where))
+	}
+	return errors.Join(failed...)
+}
+
+// peers has all contenders do the same. Who is far from the best on every line in the first round isn't run again.
+func (b *bench) peers() error {
+	if err := b.thin("desktop"); err != nil {
+		return err
+	}
 	var list []*contender
-	for _, c := range contenders(drover) {
+	for _, c := range contenders(b.drover) {
 		switch {
-		case only != "" && !strings.Contains(c.name, only):
+		case b.only != "" && !slices.ContainsFunc(strings.Split(b.only, ","), func(s string) bool { return strings.Contains(c.name, s) }):
 		case !c.found():
 			b.rep.Say("%s: %s is not on the PATH, left out", c.name, c.program)
 		default:
@@ -70,11 +129,14 @@ func run(ctx context.Context, drover, images, work string, rounds int, only, out
 		}
 	}
 	runs := map[string]*series{}
-	for round := range rounds {
+	for round := range b.rounds {
 		for i := range list {
 			c := list[i]
 			if round%2 == 1 {
 				c = list[len(list)-1-i]
+			}
+			if round > 0 && !near(c, list, runs) {
+				continue
 			}
 			if err := b.play(c, runs); err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
@@ -82,103 +144,30 @@ func run(ctx context.Context, drover, images, work string, rounds int, only, out
 		}
 	}
 	b.results(list, runs)
-	if err := b.rep.Table(where); err != nil {
-		return err
-	}
-	if out == "" {
-		return nil
-	}
-	return b.rep.Write(out, where)
-}
-
-// warm reads a file so that it lies in the page cache.
-func warm(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	buf := make([]byte, 4<<20)
-	for {
-		if n, err := f.Read(buf); n == 0 {
-			if err != nil && err.Error() == "EOF" {
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-// series are the measurements of one contender, by step.
-type series struct {
-	took   map[string][]float64 // seconds
-	peak   float64              // bytes, over all steps
-	stored map[string]float64   // bytes
-}
-
-// play takes one contender through all steps once.
-func (b *bench) play(c *contender, runs map[string]*series) (err error) {
-	dir, err := os.MkdirTemp(b.work, "c")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	j := &job{bench: b, c: c, dir: dir, vms: vms}
-	s := runs[c.name]
-	if s == nil {
-		s = &series{took: map[string][]float64{}, stored: map[string]float64{}}
-		runs[c.name] = s
-	}
-	note := func(step string) {
-		s.took[step] = append(s.took[step], j.last.took.Seconds())
-		s.peak = max(s.peak, float64(j.last.peak))
-		b.rep.Say("%-40s %-8s %6.2f s  cpu %6.2f s  %4d MB", c.name, step, j.last.took.Seconds(), j.last.cpu.Seconds(), j.last.peak>>20)
-	}
-	if err := j.day(1); err != nil {
-		return err
-	}
-	if err := errors.Join(c.init(j), j.sync()); err != nil {
-		return err
-	}
-	if err := c.first(j); err != nil {
-		return err
-	}
-	note("first")
-	if n, err := size(j.repo()); err == nil {
-		s.stored["first"] = float64(n)
-	}
-	if c.second != nil {
-		if err := j.day(2); err != nil {
-			return err
-		}
-		if err := c.second(j); err != nil {
-			return err
-		}
-		note("second")
-	}
-	if c.verify != nil {
-		if err := c.verify(j); err != nil {
-			return err
-		}
-		note("verify")
-	}
-	file, err := c.restore(j)
-	if err != nil {
-		return err
-	}
-	note("restore")
-	day := 2
-	if c.second == nil {
-		day = 1
-	}
-	if err := same(b.image("web", day), file); err != nil {
-		return fmt.Errorf("what was restored: %w", err)
-	}
-	if c.prune != nil {
-		if err := c.prune(j); err != nil {
-			return err
-		}
-		note("prune")
-	}
 	return nil
+}
+
+// near reports whether a contender may be the best at something.
+func near(c *contender, list []*contender, runs map[string]*series) bool {
+	if c.isOurs() {
+		return true
+	}
+	for _, step := range steps {
+		mine := runs[c.name].took[step]
+		if len(mine) == 0 {
+			continue
+		}
+		for _, encrypted := range []bool{false, true} {
+			best := mine[0]
+			for _, o := range list {
+				if t := runs[o.name].took[step]; !o.isOurs() && len(t) > 0 && (!encrypted || o.encrypted) {
+					best = min(best, t[0])
+				}
+			}
+			if (!encrypted || c.encrypted) && mine[0] < 1.25*best {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -16,6 +16,8 @@ type contender struct {
 	program   string // looked for on the PATH
 	// first backs up day 1 into an empty repository, second day 2 into the same.
 	init, first, second func(*job) error
+	// changed is second in a repository like the one before it, told what has changed. The repository that it leaves is not used.
+	changed func(*job) error
 	// restore writes the disk "web" of day 2 and returns the file.
 	restore func(*job) (string, error)
 	verify  func(*job) error
@@ -131,7 +133,7 @@ func resticAndKopia() []*contender {
 			},
 			verify: func(j *job) error { return run(j, "check", "--read-data") },
 			prune: func(j *job) error {
-				return run(j, "forget", "--tag", "day2", "--keep-last", "1", "--tag", "day1", "--unsafe-allow-remove-all", "--prune", "--max-unused", "0")
+				return run(j, "forget", "--keep-last", "1", "--group-by", "paths", "--prune", "--max-unused", "0")
 			},
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -44,6 +45,11 @@ func (j *job) exec(dir, program string, args ...string) error {
 	cmd.Env = append(append(os.Environ(), "HOME="+filepath.Join(j.dir, "home"), "TZ=UTC"), j.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := os.MkdirAll(filepath.Join(j.dir, "home"), 0o700); err != nil {
+		return err
+	}
+	// A child's largest memory counts from its parent's at the fork (exec_mmap in the kernel): make ours small, and what was largest forgotten (proc(5), clear_refs).
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
 		return err
 	}
 	began := time.Now()
