@@ -29,6 +29,8 @@ const (
 	// pointPrefix begins the names of what a point has in QEMU. Layers' names have no underscore.
 	pointPrefix = "bk_"
 	nbdSocket   = "nbd.sock"
+	// tableShare is the part of a disk's size that the tables of its fleece take at most: 8 bytes for each cluster of 64 KiB.
+	tableShare = 64 << 10 / 8
 )
 
 // PointDisk says how a disk takes part in a point.
@@ -45,7 +47,8 @@ type PointOptions struct {
 	Disks []PointDisk
 	// Fleece makes an empty qcow2 of a size in bytes, to which QEMU saves what the guest overwrites. It is closed when QEMU has it.
 	Fleece func(disk string, size int64) (*os.File, error)
-	// Limit is how large a disk's fleece may become, in bytes; 0: as large as there is room. Beyond it the point is lost, not the guest.
+	// Limit is how much a disk's fleece may save, in bytes; 0: as much as there is room. Beyond it the point is lost, not the guest. QEMU
+	// holds to it by itself, a little above, also while nobody listens.
 	Limit int64
 	// Memory, if set, takes the machine's memory of the same moment; the guest stands still meanwhile.
 	Memory *os.File
@@ -247,6 +250,15 @@ func (l *LivePoint) prepare(ctx context.Context, d *pointDisk, o PointOptions) e
 		return fmt.Errorf("make the fleece of disk %s: %w", d.Disk, err)
 	}
 	defer f.Close()
+	// The tables of a large disk take room of their own, though nothing is saved. A little above the limit there is no room at all, for
+	// when nobody listens as the agent is gone: the point breaks by itself.
+	limit := o.Limit + d.size/tableShare
+	hard := limit + max(limit/16, 4<<20)&^(1<<20-1)
+	if o.Limit > 0 {
+		if err := f.Truncate(hard); err != nil {
+			return fmt.Errorf("make the fleece of disk %s: %w", d.Disk, err)
+		}
+	}
 	q := l.p.qmp
 	name, err := l.p.passSet(ctx, l.node(d, "f"), f)
 	if err != nil {
@@ -261,13 +273,18 @@ func (l *LivePoint) prepare(ctx context.Context, d *pointDisk, o PointOptions) e
 		l.p.dropSet(ctx, name)
 		return err
 	}
-	if err := q.BlockdevAdd(ctx, append(formatNode(l.node(d, "f"), Qcow2, l.node(d, "ff"), "", false), cache...)); err != nil {
-		return err
-	}
+	below := l.node(d, "ff")
 	if o.Limit > 0 {
-		if err := q.SetWriteThreshold(ctx, l.node(d, "ff"), o.Limit); err != nil {
+		if err := q.SetWriteThreshold(ctx, below, limit); err != nil {
 			return err
 		}
+		below = l.node(d, "fb")
+		if err := q.BlockdevAdd(ctx, append(formatNode(below, Raw, l.node(d, "ff"), "", false).With("size", hard), cache...)); err != nil {
+			return err
+		}
+	}
+	if err := q.BlockdevAdd(ctx, append(formatNode(l.node(d, "f"), Qcow2, below, "", false), cache...)); err != nil {
+		return err
 	}
 	d.filter = true
 	return q.BlockdevAdd(ctx, guest.Props{
@@ -529,7 +546,7 @@ func (l *LivePoint) detach(ctx context.Context) error {
 			}
 		}
 		if d.files {
-			if err := l.p.dropFleece(ctx, l.node(d, "f"), l.node(d, "ff")); err != nil {
+			if err := l.p.dropFleece(ctx, l.node(d, "f"), l.node(d, "fb"), l.node(d, "ff")); err != nil {
 				return err
 			}
 		}

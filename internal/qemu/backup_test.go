@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"drover/internal/guest"
 	"drover/internal/nbd"
 	"drover/internal/qmp"
@@ -250,6 +252,32 @@ func TestPointBreaks(t *testing.T) {
 	case <-l.Full():
 	case <-ctx.Done():
 		t.Error("nobody said that the fleece is full")
+	}
+	if err := l.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	noPoint(t, p)
+
+	// When nobody listens, QEMU keeps to the limit by itself.
+	var kept *os.File
+	l, err = p.BeginPoint(ctx, PointOptions{Disks: []PointDisk{{Disk: "root"}}, Limit: 2 << 20, Fleece: func(disk string, size int64) (*os.File, error) {
+		f, err := r.fleece(t)(disk, size)
+		if err == nil {
+			kept, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDONLY, 0)
+		}
+		return f, err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	sh.run(t, "tr '\\0' z </dev/zero | dd of=/dev/vda bs=1M count=16 iflag=fullblock conv=fsync")
+	var st unix.Stat_t
+	if err := unix.Fstat(int(kept.Fd()), &st); err != nil || st.Blocks*512 > 7<<20 || st.Blocks*512 < 2<<20 {
+		t.Errorf("a fleece of at most 2 MiB and 4 MiB more has %d KiB: %v", st.Blocks/2, err)
+	}
+	if err := dial(t, l, l.Export("root")).ReadAt(ctx, make([]byte, 512), 0); err == nil {
+		t.Error("a point that is broken can be read")
 	}
 	if err := l.Close(ctx); err != nil {
 		t.Fatal(err)

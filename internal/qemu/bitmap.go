@@ -150,13 +150,12 @@ func (p *Process) deleteNode(ctx context.Context, name string) error {
 	return err
 }
 
-// dropFleece removes a fleece's nodes and lets QEMU close its file.
-func (p *Process) dropFleece(ctx context.Context, format, file string) error {
-	if err := p.deleteNode(ctx, format); err != nil {
-		return err
-	}
-	if err := p.deleteNode(ctx, file); err != nil {
-		return err
+// dropFleece removes a fleece's nodes, from the top down, and lets QEMU close its file, which has the first one's name.
+func (p *Process) dropFleece(ctx context.Context, format string, below ...string) error {
+	for _, node := range append([]string{format}, below...) {
+		if err := p.deleteNode(ctx, node); err != nil {
+			return err
+		}
 	}
 	sets, err := p.qmp.QueryFDSets(ctx)
 	if err != nil {
@@ -216,14 +215,14 @@ func (p *Process) reconcilePoints(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, kind := range []string{"c", "f", "ff"} {
+	for _, kind := range []string{"c", "f", "fb", "ff"} {
 		for _, pn := range points {
 			if pn.kind != kind {
 				continue
 			}
 			err := p.deleteNode(ctx, pn.name)
 			if kind == "f" {
-				err = errors.Join(err, p.dropFleece(ctx, pn.name, pn.name+"f"))
+				err = errors.Join(err, p.dropFleece(ctx, pn.name, pn.name+"b", pn.name+"f"))
 			}
 			if err != nil {
 				return err

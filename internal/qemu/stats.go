@@ -59,6 +59,20 @@ func (p *Process) Stats(ctx context.Context) (_ Stats, err error) {
 	return out, nil
 }
 
+// Requests is how many requests the guest has made of its disks since QEMU's start. It is cheap.
+func (p *Process) Requests(ctx context.Context) (n uint64, err error) {
+	blocks, err := p.qmp.QueryBlockStats(ctx, false)
+	if err != nil {
+		return 0, p.wrap("count the requests to disks", "", err)
+	}
+	for _, b := range blocks {
+		if strings.HasPrefix(deviceOf(b.QDev), "disk-") {
+			n += b.Stats.ReadOps + b.Stats.WriteOps + b.Stats.FlushOps + b.Stats.UnmapOps
+		}
+	}
+	return n, nil
+}
+
 // deviceOf is the id in what QEMU calls qdev: an id, or a path such as /machine/peripheral/ID/virtio-backend.
 func deviceOf(qdev string) string {
 	if rest, ok := strings.CutPrefix(qdev, "/machine/peripheral/"); ok {
