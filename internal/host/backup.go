@@ -57,8 +57,9 @@ type backupJob struct {
 	point   backup.Point
 	memory  *os.File
 
-	live *qemu.LivePoint
-	off  *offRead
+	live    *qemu.LivePoint
+	manners *manners
+	off     *offRead
 	// ends is called with a reason when what is read is no more.
 	ends context.CancelCauseFunc
 	wait sync.WaitGroup
@@ -373,6 +374,20 @@ func (j *backupJob) record(machine *qemu.Spec) error {
 // read stores all disks.
 func (j *backupJob) read(ctx context.Context, s backup.Session) error {
 	limit := backup.NewLimiter(j.m.a.clk, leastLimit(j.req.GetBandwidthLimit(), j.req.GetTarget().GetBandwidthLimit()))
+	// First of all for all disks: what is not going to be read costs the guest no more.
+	var all []*diskReading
+	defer func() {
+		for _, r := range all {
+			_ = r.src.Close()
+		}
+	}()
+	for _, d := range j.disks {
+		r, err := j.open(ctx, d, limit)
+		if err != nil {
+			return because(ctx, fmt.Errorf("disk %s: %w", d.name, err))
+		}
+		all = append(all, r)
+	}
 	var parent backup.PointReader
 	if j.parent != nil && j.req.GetAuditShare() > 0 {
 		var err error
@@ -382,8 +397,8 @@ func (j *backupJob) read(ctx context.Context, s backup.Session) error {
 		defer parent.Close()
 	}
 	var before int64
-	for _, d := range j.disks {
-		err := j.readDisk(ctx, s, d, parent, limit, &before)
+	for i, d := range j.disks {
+		err := j.readDisk(ctx, s, d, all[i], parent, &before)
 		if err != nil {
 			return because(ctx, fmt.Errorf("disk %s: %w", d.name, err))
 		}
@@ -409,12 +424,7 @@ func (j *backupJob) read(ctx context.Context, s backup.Session) error {
 }
 
 // readDisk stores one disk.
-func (j *backupJob) readDisk(ctx context.Context, s backup.Session, d *pointDisk, parent backup.PointReader, limit *backup.Limiter, before *int64) error {
-	src, err := j.source(ctx, d)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
+func (j *backupJob) readDisk(ctx context.Context, s backup.Session, d *pointDisk, r *diskReading, parent backup.PointReader, before *int64) error {
 	o := backup.DiskOptions{Name: d.name, Size: d.size, Incremental: !d.full()}
 	if d.parent {
 		o.ParentPoint, o.ParentDisk = j.parent.ID, d.name
@@ -423,27 +433,23 @@ func (j *backupJob) readDisk(ctx context.Context, s backup.Session, d *pointDisk
 	if err != nil {
 		return err
 	}
-	so := backup.StoreOptions{BlockSize: j.info.BlockSize, Incremental: !d.full(), Limit: limit, Progress: func(p backup.Progress) {
+	r.o.Progress = func(p backup.Progress) {
 		j.tell(&v1.NodeBackupProgress{Step: "reading disk " + d.name, ReadBytes: j.point.Read + p.Bytes, AddedBytes: j.point.Added,
 			Progress: float64(*before+p.Position) / float64(max(j.point.Logical, 1))})
-	}}
-	if so.Incremental {
-		so.Dirty = src.dirty(ctx, d.since, d.grown)
-		if parent != nil {
-			if so.Audit, err = parent.Disk(ctx, d.name); err != nil {
-				return err
-			}
-			defer so.Audit.Close()
-			so.AuditShare = j.req.GetAuditShare()
-		}
 	}
-	r, err := backup.Store(ctx, w, src, so)
+	if r.o.AuditShare > 0 {
+		if r.o.Audit, err = parent.Disk(ctx, d.name); err != nil {
+			return err
+		}
+		defer r.o.Audit.Close()
+	}
+	res, err := backup.Store(ctx, w, r.src, r.o)
 	if err != nil {
 		return err
 	}
 	*before += d.size
-	if len(r.Wrong) > 0 {
-		return j.distrust(d, r.Wrong)
+	if len(res.Wrong) > 0 {
+		return j.distrust(d, res.Wrong)
 	}
 	return j.finish(ctx, w)
 }
@@ -476,18 +482,6 @@ func leastLimit(a, b int64) int64 {
 		return b
 	}
 	return a
-}
-
-// source opens a disk at the moment.
-func (j *backupJob) source(ctx context.Context, d *pointDisk) (*diskSource, error) {
-	if j.live != nil {
-		src, err := openSource(ctx, j.live.Socket, j.live.Export(d.id), j.live.Live(d.id), d.since)
-		if err == nil {
-			src.trim = true
-		}
-		return src, err
-	}
-	return j.off.source(ctx, d)
 }
 
 // end closes the moment, and notes in the VM's record what is tracked from now on.

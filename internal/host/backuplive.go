@@ -48,6 +48,8 @@ func (j *backupJob) beginLive(ctx context.Context, p *qemu.Process) error {
 	}
 	m.log.Info("a moment of the disks is open for a backup", "point", j.req.GetPoint(), "stopped", j.live.Stopped, "consistency", j.point.Consistency)
 	m.watchPoint(ctx, j.live, p, j.ends, &j.wait)
+	j.manners = newManners()
+	j.wait.Go(func() { j.manners.watch(ctx, m.a.clk, p.Requests) })
 	if err := j.record(&j.live.Machine); err != nil {
 		return errors.Join(err, j.live.Close(context.WithoutCancel(ctx)))
 	}

@@ -21,10 +21,15 @@ const (
 // diskSource reads a disk at a moment, over NBD.
 type diskSource struct {
 	point *nbd.Client
+	// maps shows the bitmaps. It is a connection of its own where parts of point may be given up: a server answers for all contexts
+	// of a connection or none.
+	maps *nbd.Client
 	// live is the disk as it is now; nil: point knows itself what is zero.
 	live *nbd.Client
 	// trim gives up what was read, so that nothing is saved for it any more.
 	trim bool
+	// manners, if set, are how to read beside a guest.
+	manners *manners
 }
 
 func openSource(ctx context.Context, socket, point, live string, bitmaps []string) (*diskSource, error) {
@@ -32,20 +37,35 @@ func openSource(ctx context.Context, socket, point, live string, bitmaps []strin
 	for _, b := range bitmaps {
 		contexts = append(contexts, nbd.DirtyBitmap+b)
 	}
+	dial := func(export string, contexts []string) (*nbd.Client, error) {
+		c, err := nbd.Dial(ctx, "unix", socket, nbd.Options{Export: export, Contexts: contexts, InFlight: sourceInFlight})
+		if err != nil {
+			return nil, err
+		}
+		for _, want := range contexts {
+			if !slices.Contains(c.Contexts(), want) {
+				return nil, errors.Join(fmt.Errorf("the export %s has no %s", export, want), c.Close())
+			}
+		}
+		return c, nil
+	}
+	if live == "" {
+		c, err := dial(point, contexts)
+		if err != nil {
+			return nil, err
+		}
+		return &diskSource{point: c, maps: c}, nil
+	}
 	s := &diskSource{}
 	var err error
-	if s.point, err = nbd.Dial(ctx, "unix", socket, nbd.Options{Export: point, Contexts: contexts, InFlight: sourceInFlight}); err != nil {
+	if s.point, err = dial(point, contexts[:1]); err != nil {
 		return nil, err
 	}
-	for _, c := range contexts {
-		if !slices.Contains(s.point.Contexts(), c) {
-			return nil, errors.Join(fmt.Errorf("the export %s has no %s", point, c), s.Close())
-		}
+	if s.live, err = dial(live, contexts[:1]); err == nil && len(bitmaps) > 0 {
+		s.maps, err = dial(point, contexts[1:])
 	}
-	if live != "" {
-		if s.live, err = nbd.Dial(ctx, "unix", socket, nbd.Options{Export: live, Contexts: contexts[:1]}); err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -56,6 +76,9 @@ func (s *diskSource) Close() error {
 	if s.live != nil {
 		err = errors.Join(err, s.live.Close())
 	}
+	if s.maps != nil && s.maps != s.point {
+		err = errors.Join(err, s.maps.Close())
+	}
 	return err
 }
 
@@ -64,11 +87,21 @@ func (s *diskSource) Size() int64 { return s.point.Size() }
 
 // ReadAt reads a part, with trim for the last time.
 func (s *diskSource) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if err := s.point.ReadAt(ctx, p, off); err != nil {
+	if err := s.manners.read(ctx, s.point, p, off); err != nil {
 		return err
 	}
 	if s.trim {
 		return s.point.Trim(ctx, off, int64(len(p)))
+	}
+	return nil
+}
+
+// release gives up what is not going to be read. It does so in parts, as QEMU does nothing else meanwhile.
+func (s *diskSource) release(ctx context.Context, off, n int64) error {
+	for ; n > 0; off, n = off+sourceWindow, n-sourceWindow {
+		if err := s.point.Trim(ctx, off, min(n, sourceWindow)); err != nil {
+			return fmt.Errorf("give up what is not read, from %d: %w", off, err)
+		}
 	}
 	return nil
 }
@@ -117,7 +150,7 @@ func (s *diskSource) dirty(ctx context.Context, bitmaps []string, grown int64) i
 	return func(yield func(backup.Extent, error) bool) {
 		for off := int64(0); off < s.Size(); off += sourceWindow {
 			n := min(sourceWindow, s.Size()-off)
-			all, err := s.point.Status(ctx, off, n, contexts...)
+			all, err := s.maps.Status(ctx, off, n, contexts...)
 			if err != nil {
 				yield(backup.Extent{}, fmt.Errorf("what has changed from %d: %w", off, err))
 				return
