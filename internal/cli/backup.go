@@ -353,7 +353,15 @@ func (a *App) backupStatusCommand() *cobra.Command {
 					}
 				}
 				t.Add(table.Text(p.GetVm()), protectionCell(p), table.Text(p.GetPolicy()), table.Text(unit.Age(a.now(), p.GetLastPoint())), table.Text(next),
-					table.Text(fmt.Sprint(p.GetPoints())), table.Text(test), table.Text(strings.TrimPrefix(p.GetMessage()+"; "+p.GetLastError(), "; ")))
+					table.Text(fmt.Sprint(p.GetPoints())), table.Text(test), table.Text(strings.Trim(p.GetMessage()+"; "+p.GetLastError(), "; ")))
+			}
+			switch {
+			case len(l.GetVms()) > 0:
+			case len(args) > 0:
+				return &failure{code: exitNotFound, err: fmt.Errorf("there is no VM %q", args[0]), hint: "see: drover vm list"}
+			default:
+				a.say("no VMs")
+				return nil
 			}
 			return t.Write(a.Out, a.coloured(a.Out))
 		}),

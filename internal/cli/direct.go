@@ -91,21 +91,6 @@ func (f *direct) open(ctx context.Context, a *App, location string, readOnly boo
 	return r, directError(err)
 }
 
-// directError gives the errors of a repository their exit codes and remedies.
-func directError(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, chunkstore.ErrWrongKey):
-		return &failure{code: exitDenied, err: err, hint: "give the passphrase or the recovery key by --passphrase-file or $" + envPassphrase}
-	case errors.Is(err, chunkstore.ErrForeign):
-		return &failure{code: exitNotFound, err: err, hint: "make one: drover repository init LOCATION"}
-	case errors.Is(err, chunkstore.ErrNewer):
-		return &failure{code: exitFailed, err: err, hint: "use the Drover that wrote to it last, or a newer one"}
-	}
-	return err
-}
-
 // pointOf finds a point by the beginning of its id, or the newest of a VM by its name or uid.
 func pointOf(ctx context.Context, r backup.Repository, what string) (backup.Point, error) {
 	all, err := r.Points(ctx, "")

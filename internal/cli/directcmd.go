@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"drover/internal/chunkstore"
 	"drover/internal/cli/table"
 	"drover/internal/cli/unit"
+	"drover/internal/resource"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -27,7 +29,7 @@ const directHelp = `LOCATION is a directory (with a slash in it, such as /backup
 
 // directCommands are the commands that open a repository by its location.
 func (a *App) directCommands() []*cobra.Command {
-	return []*cobra.Command{a.directInit(), a.directPoints(), a.directBackup(), a.directRestore(), a.directForget(), a.directRecompress(), a.directPassphrase(), a.directFiles(), a.directGet(), a.directNBD()}
+	return []*cobra.Command{a.directInit(), a.directPoints(), a.directBackup(), a.directRestore(), a.directForget(), a.directCopy(), a.directRecompress(), a.directPassphrase(), a.directFiles(), a.directGet(), a.directNBD()}
 }
 
 func (a *App) directInit() *cobra.Command {
@@ -46,12 +48,20 @@ func (a *App) directInit() *cobra.Command {
 				if o.Passphrase, err = f.pass.read(a, true); err != nil {
 					return err
 				}
+				if o.Passphrase != "" {
+					if err := resource.CheckPassphrase(args[0], o.Passphrase); err != nil {
+						return err
+					}
+				}
 			}
 			o.BlockSize = int(blockSize)
 			o.Open = f.options(a, false)
+			if err := vacant(args[0]); err != nil {
+				return err
+			}
 			r, key, err := chunkstore.Create(ctx, st, o)
 			if err != nil {
-				return err
+				return directError(err)
 			}
 			if err := r.Close(); err != nil {
 				return err
@@ -126,6 +136,10 @@ func (a *App) printPoints(all []backup.Point) error {
 		_, err = fmt.Fprintln(a.Out, strings.TrimRight(string(b), "\n"))
 		return err
 	}
+	if len(all) == 0 {
+		a.say("no points")
+		return nil
+	}
 	t := &table.Table{Headers: []string{"POINT", "VM", "AGE", "TIME", "CONSISTENCY", "DISKS", "GUEST SEES", "READ", "STORED"}}
 	for _, p := range all {
 		var disks []string
@@ -177,6 +191,9 @@ changed since the last point can say so with --changed: a JSON list of {"offset"
 				d, err := parseDiskFile(s)
 				if err != nil {
 					return err
+				}
+				if !slices.ContainsFunc(files, func(x diskFile) bool { return x.vm == d.vm && x.disk == d.disk }) {
+					return usage("--changed %q: %s/%s is not backed up here", s, d.vm, d.disk)
 				}
 				if lists[d.vm+"/"+d.disk], err = readExtents(d.file); err != nil {
 					return err
@@ -246,7 +263,12 @@ func (a *App) backupFiles(ctx context.Context, r *chunkstore.Repository, l *back
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() {
+		// After an error the session's end fails for the same reason.
+		if cerr := s.Close(); err == nil {
+			err = cerr
+		}
+	}()
 	p := backup.Point{VM: vm, VMUID: o.VMUID, Time: began, Consistency: "off", Parent: parent.ID}
 	bar := a.progress("back up " + vm)
 	defer bar.end()
@@ -254,6 +276,9 @@ func (a *App) backupFiles(ctx context.Context, r *chunkstore.Repository, l *back
 		has := slices.ContainsFunc(parent.Disks, func(x backup.Disk) bool { return x.Name == d.disk })
 		list, told := changed[vm+"/"+d.disk]
 		do := backup.DiskOptions{Name: d.disk, Incremental: told && has && !full}
+		if st, err := os.Stat(d.file); err == nil && !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeDevice {
+			return usage("%s is no raw disk: give a file or a block device", d.file)
+		}
 		src, err := backup.OpenFile(d.file)
 		if err != nil {
 			return err
@@ -386,11 +411,18 @@ func restoreFile(ctx context.Context, r backup.PointReader, d backup.Disk, path 
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
 	sink, err := backup.CreateFile(path, d.Size)
+	if errors.Is(err, fs.ErrExist) {
+		return 0, &failure{code: exitConflict, err: fmt.Errorf("%s is there already", path), hint: "move it away, or give another directory by --to; nothing is written over"}
+	}
 	if err != nil {
 		return 0, err
 	}
 	res, err := backup.Restore(ctx, disk, sink, o)
-	return res.Written, errors.Join(err, sink.Close())
+	if err := errors.Join(err, sink.Close()); err != nil {
+		// What is there is not the disk; other parts of a damaged one are read over NBD.
+		return 0, errors.Join(err, os.Remove(path))
+	}
+	return res.Written, nil
 }
 
 func (a *App) directForget() *cobra.Command {

@@ -8,6 +8,7 @@ import (
 	"drover/internal/chunkstore"
 	"drover/internal/cli/client"
 	"drover/internal/cli/unit"
+	"drover/internal/resource"
 
 	"github.com/spf13/cobra"
 )
@@ -38,9 +39,10 @@ func (f *direct) collect(ctx context.Context, a *App, location string) error {
 }
 
 func (f *direct) scrub(ctx context.Context, a *App, location string, share float64) error {
-	return f.withDirect(ctx, a, location, false, func(r *chunkstore.Repository, _ *backup.Local) error {
+	readOnly := !writable(location)
+	return f.withDirect(ctx, a, location, readOnly, func(r *chunkstore.Repository, _ *backup.Local) error {
 		bar := a.progress("scrub " + location)
-		res, err := r.Scrub(ctx, chunkstore.ScrubOptions{Share: share})
+		res, err := r.Scrub(ctx, chunkstore.ScrubOptions{Share: share, ReadOnly: readOnly})
 		bar.end()
 		if err != nil {
 			return err
@@ -88,6 +90,9 @@ func (a *App) directPassphrase() *cobra.Command {
 				if g.pass.file != "" {
 					pass, err := g.pass.read(a, false)
 					if err != nil {
+						return err
+					}
+					if err := resource.CheckPassphrase(args[0], pass); err != nil {
 						return err
 					}
 					if err := r.SetPassphrase(ctx, pass); err != nil {

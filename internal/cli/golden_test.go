@@ -135,6 +135,7 @@ func TestTables(t *testing.T) {
 			&v1.Task{Meta: meta("t1", time.Minute), Spec: &v1.TaskSpec{Kind: "image.import", TargetKind: "image", Target: "debian", Principal: "user:alice"}, Status: &v1.TaskStatus{State: v1.TaskState_TASK_STATE_RUNNING, Progress: 0.42, Step: "convert", StartTime: ago(30 * time.Second)}},
 			&v1.Task{Meta: meta("t2", time.Hour), Spec: &v1.TaskSpec{Kind: "snapshot.create", TargetKind: "snapshot", Target: "web/a"}, Status: &v1.TaskStatus{State: v1.TaskState_TASK_STATE_FAILED, Message: "disk full", StartTime: ago(time.Hour), EndTime: ago(59 * time.Minute)}},
 		},
+		repositoryKind(): sampleRepositories(), policyKind(): samplePolicies(), pointKind(): samplePoints(),
 		userKind():  {&v1.User{Meta: meta("alice", time.Hour), Spec: &v1.UserSpec{Roles: []string{"admin", "viewer"}, Disabled: true, DisplayName: "Alice A."}}},
 		tokenKind(): {&v1.Token{Meta: meta("k1", time.Hour), Spec: &v1.TokenSpec{User: "alice", Description: "ci", Scopes: []string{"read"}, ExpireTime: ago(-48 * time.Hour)}, Status: &v1.TokenStatus{LastUsed: ago(time.Minute)}}},
 	}

@@ -245,6 +245,9 @@ func policyWhen(p *v1.BackupPolicy) string {
 		}
 		out += "within " + unit.Span(rpo.AsDuration())
 	}
+	if out == "" {
+		return "by hand"
+	}
 	return out
 }
 

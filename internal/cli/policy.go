@@ -204,6 +204,9 @@ func (a *App) policyCreateCommand() *cobra.Command {
 			if _, err := f.apply(cmd, s); err != nil {
 				return err
 			}
+			if s.Select == nil {
+				return usage("policy create: say which VMs it covers: --all, --vm NAME, --site NAME or --select FILTER")
+			}
 			m, err := f.labels.labels(nil)
 			if err != nil {
 				return err

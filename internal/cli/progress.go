@@ -17,13 +17,13 @@ import (
 // progress is one line at the bottom of a terminal that says what is awaited. On anything else it prints nothing.
 type progress struct {
 	w     io.Writer
-	file  *os.File
 	start time.Time
 	now   func() time.Time
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex
+	file  *os.File // nil: no terminal, or ended
 	what  string
 	text  string
 	part  float64 // 0 to 1; less than 0 is unknown
@@ -66,26 +66,27 @@ func (p *progress) set(text string, part float64) {
 	}
 }
 
-// end takes the line away.
+// end takes the line away. After it nothing is drawn, and it may be called again.
 func (p *progress) end() {
-	if p.file == nil {
-		return
-	}
-	close(p.stop)
-	p.wg.Wait()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.shown {
+	drawn := p.file != nil
+	p.file = nil
+	if drawn && p.shown {
 		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+	p.mu.Unlock()
+	if drawn {
+		close(p.stop)
+		p.wg.Wait()
 	}
 }
 
 func (p *progress) draw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.file == nil {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	width, _, err := term.GetSize(int(p.file.Fd()))
 	if err != nil || width < 20 {
 		width = 80

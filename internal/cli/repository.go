@@ -32,7 +32,6 @@ func (a *App) repositoryCommand() *cobra.Command {
 // repositoryFlags are those of create and set. What can't change is only there for create.
 type repositoryFlags struct {
 	description, host, location, collect, scrub string
-	set                                         []string
 	quota, bandwidth                            bytesFlag
 	parallel                                    int32
 	windows, mirrors                            []string
@@ -324,9 +323,12 @@ func (a *App) repositoryRekeyCommand() *cobra.Command {
 		Long:    "Change the passphrase: the old one no longer opens the repository; no data is written anew. With --rotate-data-key new packs are sealed with a new key; old ones stay readable.",
 		Example: "  drover repository rekey main --passphrase-file new\n  drover repository rekey main --rotate-data-key",
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
-			pass, err := p.read(a, !rotate)
-			if err != nil {
-				return err
+			pass := ""
+			if p.file != "" || !rotate { // what is in the environment may be the old one
+				var err error
+				if pass, err = p.read(a, true); err != nil {
+					return err
+				}
 			}
 			if pass == "" && !rotate {
 				return usage("repository rekey: give a new passphrase, or --rotate-data-key")

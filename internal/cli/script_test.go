@@ -41,9 +41,9 @@ func TestScripts(t *testing.T) {
 					e.Setenv("DROVER_SOCKET", socket)
 					e.Setenv("ADDRESS", address)
 					e.Setenv("HOME", e.WorkDir)
-					return nil
+					return makeDisks(e.WorkDir)
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": checkCode},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": checkCode, "damage": damage},
 			})
 		})
 	}

@@ -66,7 +66,15 @@ func (r *Registry[T]) seen(obj T) T {
 
 // notFound is the error for a name that nothing has.
 func notFound(kind resource.Kind, name string) error {
-	return &resource.Error{Code: resource.NotFound, Kind: kind, Name: name, Reason: "NOT_FOUND", Message: "does not exist", Remedy: "see: drover " + kind + " list"}
+	return &resource.Error{Code: resource.NotFound, Kind: kind, Name: name, Reason: "NOT_FOUND", Message: "does not exist", Remedy: "see: drover " + lister(kind)}
+}
+
+// lister is the command that lists a kind.
+func lister(kind resource.Kind) string {
+	if kind == resource.KindPoint {
+		return "backup list"
+	}
+	return string(kind) + " list"
 }
 
 // lookup is the object itself, shared: never change it.
