@@ -148,6 +148,12 @@ while read -r id cmd; do eval "$cmd"; echo "@$id $?"; done
 // buildInitrd writes an initramfs with busybox, the modules and guestInit.
 func buildInitrd(t *testing.T, modules ...string) string {
 	t.Helper()
+	return buildInitrdWith(t, nil, modules...)
+}
+
+// buildInitrdWith is buildInitrd with more files.
+func buildInitrdWith(t *testing.T, more []cpio.Record, modules ...string) string {
+	t.Helper()
 	k := kernel(t)
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -164,6 +170,7 @@ func buildInitrd(t *testing.T, modules ...string) string {
 		cpio.CharDev("dev/console", 0o600, 5, 1), cpio.CharDev("dev/ttyS0", 0o600, 4, 64), cpio.CharDev("dev/null", 0o666, 1, 3),
 		cpio.StaticFile("bin/busybox", string(busybox), 0o755), cpio.StaticFile("init", guestInit, 0o755),
 	}
+	records = append(records, more...)
 	for i, m := range k.withDependencies(modules...) {
 		records = append(records, cpio.StaticFile(fmt.Sprintf("m/%02d-%s", i, m.name), k.archive[m.file], 0o644))
 	}
