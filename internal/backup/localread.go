@@ -173,6 +173,9 @@ func extents(list []chunkstore.Extent) []Extent {
 // ReservedLabel reports whether a label is this package's own.
 func ReservedLabel(key string) bool { return key == attachedTo || key == attachedAs }
 
+// Attached reports whether labels are of a file that belongs to a point, and not of a point.
+func Attached(labels map[string]string) bool { return labels[attachedTo] != "" }
+
 // Attach keeps a small file with a point: the result of a test. A second of the same name replaces the first.
 func (l *Local) Attach(ctx context.Context, point, name string, data []byte) error {
 	pid, err := ParsePointID(point)

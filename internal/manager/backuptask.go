@@ -15,6 +15,7 @@ import (
 	"drover/internal/rpc"
 	"drover/internal/task"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -221,7 +222,16 @@ func (m *Manager) backUp(ctx context.Context, r *task.Run, repo *v1.Repository, 
 	if err := m.canBackUp(vm, req.Memory, req.Quiesce); err != nil {
 		return nil, err
 	}
-	t, release, err := m.target(ctx, repo, m.hostUID(vm.Status.Owner), vm.Meta.Uid, args.Point, args.BandwidthLimit)
+	def, labels := definitionOf(vm), map[string]string{}
+	if req.Policy != "" {
+		labels[labelPolicy] = req.Policy
+	}
+	// The vault has it from us: what a host says of a VM is not what is restored one day.
+	grant := &v1.VaultGrantRequest{HostUid: m.hostUID(vm.Status.Owner), VmUid: vm.Meta.Uid, Read: true, Write: true, Point: args.Point, Vm: vm.Meta.Name, Labels: labels}
+	if grant.Definition, err = protojson.Marshal(def); err != nil {
+		return nil, err
+	}
+	t, release, err := m.targetOf(ctx, repo, grant, args.BandwidthLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -231,16 +241,13 @@ func (m *Manager) backUp(ctx context.Context, r *task.Run, repo *v1.Repository, 
 	}
 	ask := &v1.NodeBackupRequest{
 		Operation: r.Task.Meta.Name, Vm: vm.Meta.Name, Uid: vm.Meta.Uid, Epoch: vm.Status.Epoch, Target: t, Point: args.Point, Quiesce: req.Quiesce,
-		Memory: req.Memory, Full: req.Full, AuditShare: args.AuditShare, BandwidthLimit: args.BandwidthLimit, Definition: definitionOf(vm), Labels: map[string]string{},
+		Memory: req.Memory, Full: req.Full, AuditShare: args.AuditShare, BandwidthLimit: args.BandwidthLimit, Definition: def, Labels: labels,
 	}
 	if !req.Full {
 		ask.Parent = m.parentOf(repo, vm.Meta.Uid)
 		if ask.Parent == args.Point {
 			ask.Parent = ""
 		}
-	}
-	if req.Policy != "" {
-		ask.Labels[labelPolicy] = req.Policy
 	}
 	st, err := node.Backup(ctx, ask)
 	if err != nil {
@@ -411,7 +418,7 @@ func (m *Manager) mirror(ctx context.Context, repo *v1.Repository, from string) 
 	if err != nil {
 		return nil, nil, err
 	}
-	t, release, err := m.target(ctx, src, m.hostUID(repo.Spec.Host), "", "", 0)
+	t, release, err := m.targetOf(ctx, src, &v1.VaultGrantRequest{HostUid: m.hostUID(repo.Spec.Host), Read: true}, 0)
 	return t.GetVault(), release, err
 }
 
@@ -559,7 +566,7 @@ func (m *Manager) doTest(ctx context.Context, r *task.Run) error {
 	if err != nil {
 		return err
 	}
-	t, release, err := m.target(ctx, repo, host.Meta.Uid, p.Status.VmUid, "", 0)
+	t, release, err := m.target(ctx, repo, host.Meta.Uid, p, 0)
 	if err != nil {
 		return err
 	}

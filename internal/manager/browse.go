@@ -79,7 +79,7 @@ func (m *Manager) browse(ctx context.Context, name string) (b *browser, node dro
 	if node, err = m.nodes.of(host.Meta.Name); err != nil {
 		return nil, nil, nil, err
 	}
-	t, end, err := m.target(ctx, r, host.Meta.Uid, p.Status.VmUid, "", 0)
+	t, end, err := m.target(ctx, r, host.Meta.Uid, p, 0)
 	if err != nil {
 		return nil, nil, nil, err
 	}

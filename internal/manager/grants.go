@@ -52,13 +52,18 @@ func (m *Manager) revoke(ctx context.Context, r *v1.Repository, grant string) {
 // targetTime is how long a host may use a target; the grant is taken back earlier, when the operation ends.
 const targetTime = 7 * 24 * time.Hour
 
-// target lets a host reach a repository for one operation. With point it may write that one and read those of the VM, without it read only. The caller calls release when it has ended.
-func (m *Manager) target(ctx context.Context, r *v1.Repository, hostUID, vmUID string, point string, limit int64) (_ *v1.VaultTarget, release func(), err error) {
+// target lets a host read one restore point.
+func (m *Manager) target(ctx context.Context, r *v1.Repository, hostUID string, p *v1.RestorePoint, limit int64) (_ *v1.VaultTarget, release func(), err error) {
+	return m.targetOf(ctx, r, &v1.VaultGrantRequest{HostUid: hostUID, VmUid: p.Status.VmUid, Point: p.Status.Id, Read: true}, limit)
+}
+
+// targetOf lets a host reach a repository for one operation. The caller calls release when it has ended.
+func (m *Manager) targetOf(ctx context.Context, r *v1.Repository, req *v1.VaultGrantRequest, limit int64) (_ *v1.VaultTarget, release func(), err error) {
 	a, err := m.vaultAddress(r)
 	if err != nil {
 		return nil, nil, err
 	}
-	a.Grant, err = m.grant(ctx, r, &v1.VaultGrantRequest{HostUid: hostUID, VmUid: vmUID, Write: point != "", Point: point, Read: true})
+	a.Grant, err = m.grant(ctx, r, req)
 	if err != nil {
 		return nil, nil, err
 	}

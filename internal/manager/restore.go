@@ -456,7 +456,7 @@ func (m *Manager) fillOnce(ctx context.Context, r *task.Run, repo *v1.Repository
 	if err != nil {
 		return err
 	}
-	t, release, err := m.target(ctx, repo, m.hostUID(vm.Status.Owner), p.Status.VmUid, "", req.BandwidthLimit)
+	t, release, err := m.target(ctx, repo, m.hostUID(vm.Status.Owner), p, req.BandwidthLimit)
 	if err != nil {
 		return err
 	}

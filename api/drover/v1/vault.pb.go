@@ -341,10 +341,15 @@ type VaultGrantRequest struct {
 	VmUid string `protobuf:"bytes,4,opt,name=vm_uid,json=vmUid,proto3" json:"vm_uid,omitempty"`
 	Write bool   `protobuf:"varint,5,opt,name=write,proto3" json:"write,omitempty"`
 	Read  bool   `protobuf:"varint,6,opt,name=read,proto3" json:"read,omitempty"`
-	// Take it back.
+	// Take it back; without grant, all that host_uid has.
 	Revoke bool `protobuf:"varint,7,opt,name=revoke,proto3" json:"revoke,omitempty"`
-	// The only id that a point may be committed with; empty: any.
-	Point         string `protobuf:"bytes,8,opt,name=point,proto3" json:"point,omitempty"`
+	// The only id that a point may be committed with, or, without write, the only point that may be read; empty: any.
+	Point string `protobuf:"bytes,8,opt,name=point,proto3" json:"point,omitempty"`
+	// What a point made with it says of its VM, whatever the host says: the definition as JSON, the VM's name and the point's labels. Empty definition:
+	// the host is believed.
+	Definition    []byte            `protobuf:"bytes,9,opt,name=definition,proto3" json:"definition,omitempty"`
+	Vm            string            `protobuf:"bytes,10,opt,name=vm,proto3" json:"vm,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,6 +438,27 @@ func (x *VaultGrantRequest) GetPoint() string {
 		return x.Point
 	}
 	return ""
+}
+
+func (x *VaultGrantRequest) GetDefinition() []byte {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
+func (x *VaultGrantRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *VaultGrantRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type VaultGrantResponse struct {
@@ -3087,7 +3113,7 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"repository\"f\n" +
 	"\x13VaultStatusResponse\x123\n" +
 	"\x06status\x18\x01 \x01(\v2\x1b.drover.v1.RepositoryStatusR\x06status\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xd3\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\x80\x03\n" +
 	"\x11VaultGrantRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
@@ -3098,7 +3124,16 @@ const file_drover_v1_vault_proto_rawDesc = "" +
 	"\x05write\x18\x05 \x01(\bR\x05write\x12\x12\n" +
 	"\x04read\x18\x06 \x01(\bR\x04read\x12\x16\n" +
 	"\x06revoke\x18\a \x01(\bR\x06revoke\x12\x14\n" +
-	"\x05point\x18\b \x01(\tR\x05point\"\x14\n" +
+	"\x05point\x18\b \x01(\tR\x05point\x12\x1e\n" +
+	"\n" +
+	"definition\x18\t \x01(\fR\n" +
+	"definition\x12\x0e\n" +
+	"\x02vm\x18\n" +
+	" \x01(\tR\x02vm\x12@\n" +
+	"\x06labels\x18\v \x03(\v2(.drover.v1.VaultGrantRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x14\n" +
 	"\x12VaultGrantResponse\"d\n" +
 	"\x12VaultForgetRequest\x12\x1e\n" +
 	"\n" +
@@ -3349,7 +3384,7 @@ func file_drover_v1_vault_proto_rawDescGZIP() []byte {
 	return file_drover_v1_vault_proto_rawDescData
 }
 
-var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_drover_v1_vault_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultOpenRequest)(nil),       // 0: drover.v1.VaultOpenRequest
 	(*VaultOpenResponse)(nil),      // 1: drover.v1.VaultOpenResponse
@@ -3403,86 +3438,88 @@ var file_drover_v1_vault_proto_goTypes = []any{
 	(*VaultBlocksRequest)(nil),     // 49: drover.v1.VaultBlocksRequest
 	(*VaultBlocksResponse)(nil),    // 50: drover.v1.VaultBlocksResponse
 	(*VaultTarget)(nil),            // 51: drover.v1.VaultTarget
-	nil,                            // 52: drover.v1.VaultKeepRequest.LabelsEntry
-	nil,                            // 53: drover.v1.VaultKeepRequest.FilesEntry
-	nil,                            // 54: drover.v1.VaultProgress.AffectedEntry
-	nil,                            // 55: drover.v1.VaultOpenPointResponse.FilesEntry
-	(*RepositorySpec)(nil),         // 56: drover.v1.RepositorySpec
-	(*RepositoryStatus)(nil),       // 57: drover.v1.RepositoryStatus
-	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
+	nil,                            // 52: drover.v1.VaultGrantRequest.LabelsEntry
+	nil,                            // 53: drover.v1.VaultKeepRequest.LabelsEntry
+	nil,                            // 54: drover.v1.VaultKeepRequest.FilesEntry
+	nil,                            // 55: drover.v1.VaultProgress.AffectedEntry
+	nil,                            // 56: drover.v1.VaultOpenPointResponse.FilesEntry
+	(*RepositorySpec)(nil),         // 57: drover.v1.RepositorySpec
+	(*RepositoryStatus)(nil),       // 58: drover.v1.RepositoryStatus
+	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
 }
 var file_drover_v1_vault_proto_depIdxs = []int32{
-	56, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
-	57, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
-	57, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
-	52, // 3: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
-	53, // 4: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
-	15, // 5: drover.v1.VaultWorkRequest.mirrors:type_name -> drover.v1.VaultAddress
-	15, // 6: drover.v1.VaultCopyRequest.from:type_name -> drover.v1.VaultAddress
-	54, // 7: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
-	32, // 8: drover.v1.VaultSendRequest.blocks:type_name -> drover.v1.VaultBlock
-	55, // 9: drover.v1.VaultOpenPointResponse.files:type_name -> drover.v1.VaultOpenPointResponse.FilesEntry
-	47, // 10: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
-	32, // 11: drover.v1.VaultBlocksResponse.blocks:type_name -> drover.v1.VaultBlock
-	15, // 12: drover.v1.VaultTarget.vault:type_name -> drover.v1.VaultAddress
-	58, // 13: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 14: drover.v1.VaultService.Open:input_type -> drover.v1.VaultOpenRequest
-	2,  // 15: drover.v1.VaultService.Close:input_type -> drover.v1.VaultCloseRequest
-	4,  // 16: drover.v1.VaultService.Status:input_type -> drover.v1.VaultStatusRequest
-	6,  // 17: drover.v1.VaultService.Grant:input_type -> drover.v1.VaultGrantRequest
-	8,  // 18: drover.v1.VaultService.Forget:input_type -> drover.v1.VaultForgetRequest
-	10, // 19: drover.v1.VaultService.Keep:input_type -> drover.v1.VaultKeepRequest
-	12, // 20: drover.v1.VaultService.Rekey:input_type -> drover.v1.VaultRekeyRequest
-	14, // 21: drover.v1.VaultService.Collect:input_type -> drover.v1.VaultWorkRequest
-	14, // 22: drover.v1.VaultService.Scrub:input_type -> drover.v1.VaultWorkRequest
-	16, // 23: drover.v1.VaultService.Copy:input_type -> drover.v1.VaultCopyRequest
-	18, // 24: drover.v1.VaultService.Info:input_type -> drover.v1.VaultInfoRequest
-	20, // 25: drover.v1.VaultService.Points:input_type -> drover.v1.VaultPointsRequest
-	22, // 26: drover.v1.VaultService.Begin:input_type -> drover.v1.VaultBeginRequest
-	24, // 27: drover.v1.VaultService.Disk:input_type -> drover.v1.VaultDiskRequest
-	26, // 28: drover.v1.VaultService.Parent:input_type -> drover.v1.VaultParentRequest
-	28, // 29: drover.v1.VaultService.Offer:input_type -> drover.v1.VaultOfferRequest
-	30, // 30: drover.v1.VaultService.Prove:input_type -> drover.v1.VaultProveRequest
-	33, // 31: drover.v1.VaultService.Send:input_type -> drover.v1.VaultSendRequest
-	35, // 32: drover.v1.VaultService.Finish:input_type -> drover.v1.VaultFinishRequest
-	37, // 33: drover.v1.VaultService.Commit:input_type -> drover.v1.VaultCommitRequest
-	39, // 34: drover.v1.VaultService.End:input_type -> drover.v1.VaultEndRequest
-	41, // 35: drover.v1.VaultService.Touch:input_type -> drover.v1.VaultTouchRequest
-	43, // 36: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
-	45, // 37: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
-	46, // 38: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
-	49, // 39: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
-	1,  // 40: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
-	3,  // 41: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
-	5,  // 42: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
-	7,  // 43: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
-	9,  // 44: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
-	11, // 45: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
-	13, // 46: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
-	17, // 47: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
-	17, // 48: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
-	17, // 49: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
-	19, // 50: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
-	21, // 51: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
-	23, // 52: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
-	25, // 53: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
-	27, // 54: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
-	29, // 55: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
-	31, // 56: drover.v1.VaultService.Prove:output_type -> drover.v1.VaultProveResponse
-	34, // 57: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
-	36, // 58: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
-	38, // 59: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
-	40, // 60: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
-	42, // 61: drover.v1.VaultService.Touch:output_type -> drover.v1.VaultTouchResponse
-	44, // 62: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
-	48, // 63: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
-	48, // 64: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
-	50, // 65: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
-	40, // [40:66] is the sub-list for method output_type
-	14, // [14:40] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	57, // 0: drover.v1.VaultOpenRequest.spec:type_name -> drover.v1.RepositorySpec
+	58, // 1: drover.v1.VaultOpenResponse.status:type_name -> drover.v1.RepositoryStatus
+	58, // 2: drover.v1.VaultStatusResponse.status:type_name -> drover.v1.RepositoryStatus
+	52, // 3: drover.v1.VaultGrantRequest.labels:type_name -> drover.v1.VaultGrantRequest.LabelsEntry
+	53, // 4: drover.v1.VaultKeepRequest.labels:type_name -> drover.v1.VaultKeepRequest.LabelsEntry
+	54, // 5: drover.v1.VaultKeepRequest.files:type_name -> drover.v1.VaultKeepRequest.FilesEntry
+	15, // 6: drover.v1.VaultWorkRequest.mirrors:type_name -> drover.v1.VaultAddress
+	15, // 7: drover.v1.VaultCopyRequest.from:type_name -> drover.v1.VaultAddress
+	55, // 8: drover.v1.VaultProgress.affected:type_name -> drover.v1.VaultProgress.AffectedEntry
+	32, // 9: drover.v1.VaultSendRequest.blocks:type_name -> drover.v1.VaultBlock
+	56, // 10: drover.v1.VaultOpenPointResponse.files:type_name -> drover.v1.VaultOpenPointResponse.FilesEntry
+	47, // 11: drover.v1.VaultExtentsResponse.extents:type_name -> drover.v1.VaultExtent
+	32, // 12: drover.v1.VaultBlocksResponse.blocks:type_name -> drover.v1.VaultBlock
+	15, // 13: drover.v1.VaultTarget.vault:type_name -> drover.v1.VaultAddress
+	59, // 14: drover.v1.VaultTarget.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 15: drover.v1.VaultService.Open:input_type -> drover.v1.VaultOpenRequest
+	2,  // 16: drover.v1.VaultService.Close:input_type -> drover.v1.VaultCloseRequest
+	4,  // 17: drover.v1.VaultService.Status:input_type -> drover.v1.VaultStatusRequest
+	6,  // 18: drover.v1.VaultService.Grant:input_type -> drover.v1.VaultGrantRequest
+	8,  // 19: drover.v1.VaultService.Forget:input_type -> drover.v1.VaultForgetRequest
+	10, // 20: drover.v1.VaultService.Keep:input_type -> drover.v1.VaultKeepRequest
+	12, // 21: drover.v1.VaultService.Rekey:input_type -> drover.v1.VaultRekeyRequest
+	14, // 22: drover.v1.VaultService.Collect:input_type -> drover.v1.VaultWorkRequest
+	14, // 23: drover.v1.VaultService.Scrub:input_type -> drover.v1.VaultWorkRequest
+	16, // 24: drover.v1.VaultService.Copy:input_type -> drover.v1.VaultCopyRequest
+	18, // 25: drover.v1.VaultService.Info:input_type -> drover.v1.VaultInfoRequest
+	20, // 26: drover.v1.VaultService.Points:input_type -> drover.v1.VaultPointsRequest
+	22, // 27: drover.v1.VaultService.Begin:input_type -> drover.v1.VaultBeginRequest
+	24, // 28: drover.v1.VaultService.Disk:input_type -> drover.v1.VaultDiskRequest
+	26, // 29: drover.v1.VaultService.Parent:input_type -> drover.v1.VaultParentRequest
+	28, // 30: drover.v1.VaultService.Offer:input_type -> drover.v1.VaultOfferRequest
+	30, // 31: drover.v1.VaultService.Prove:input_type -> drover.v1.VaultProveRequest
+	33, // 32: drover.v1.VaultService.Send:input_type -> drover.v1.VaultSendRequest
+	35, // 33: drover.v1.VaultService.Finish:input_type -> drover.v1.VaultFinishRequest
+	37, // 34: drover.v1.VaultService.Commit:input_type -> drover.v1.VaultCommitRequest
+	39, // 35: drover.v1.VaultService.End:input_type -> drover.v1.VaultEndRequest
+	41, // 36: drover.v1.VaultService.Touch:input_type -> drover.v1.VaultTouchRequest
+	43, // 37: drover.v1.VaultService.OpenPoint:input_type -> drover.v1.VaultOpenPointRequest
+	45, // 38: drover.v1.VaultService.Extents:input_type -> drover.v1.VaultExtentsRequest
+	46, // 39: drover.v1.VaultService.Changed:input_type -> drover.v1.VaultChangedRequest
+	49, // 40: drover.v1.VaultService.Blocks:input_type -> drover.v1.VaultBlocksRequest
+	1,  // 41: drover.v1.VaultService.Open:output_type -> drover.v1.VaultOpenResponse
+	3,  // 42: drover.v1.VaultService.Close:output_type -> drover.v1.VaultCloseResponse
+	5,  // 43: drover.v1.VaultService.Status:output_type -> drover.v1.VaultStatusResponse
+	7,  // 44: drover.v1.VaultService.Grant:output_type -> drover.v1.VaultGrantResponse
+	9,  // 45: drover.v1.VaultService.Forget:output_type -> drover.v1.VaultForgetResponse
+	11, // 46: drover.v1.VaultService.Keep:output_type -> drover.v1.VaultKeepResponse
+	13, // 47: drover.v1.VaultService.Rekey:output_type -> drover.v1.VaultRekeyResponse
+	17, // 48: drover.v1.VaultService.Collect:output_type -> drover.v1.VaultProgress
+	17, // 49: drover.v1.VaultService.Scrub:output_type -> drover.v1.VaultProgress
+	17, // 50: drover.v1.VaultService.Copy:output_type -> drover.v1.VaultProgress
+	19, // 51: drover.v1.VaultService.Info:output_type -> drover.v1.VaultInfoResponse
+	21, // 52: drover.v1.VaultService.Points:output_type -> drover.v1.VaultPointsResponse
+	23, // 53: drover.v1.VaultService.Begin:output_type -> drover.v1.VaultBeginResponse
+	25, // 54: drover.v1.VaultService.Disk:output_type -> drover.v1.VaultDiskResponse
+	27, // 55: drover.v1.VaultService.Parent:output_type -> drover.v1.VaultParentResponse
+	29, // 56: drover.v1.VaultService.Offer:output_type -> drover.v1.VaultOfferResponse
+	31, // 57: drover.v1.VaultService.Prove:output_type -> drover.v1.VaultProveResponse
+	34, // 58: drover.v1.VaultService.Send:output_type -> drover.v1.VaultSendResponse
+	36, // 59: drover.v1.VaultService.Finish:output_type -> drover.v1.VaultFinishResponse
+	38, // 60: drover.v1.VaultService.Commit:output_type -> drover.v1.VaultCommitResponse
+	40, // 61: drover.v1.VaultService.End:output_type -> drover.v1.VaultEndResponse
+	42, // 62: drover.v1.VaultService.Touch:output_type -> drover.v1.VaultTouchResponse
+	44, // 63: drover.v1.VaultService.OpenPoint:output_type -> drover.v1.VaultOpenPointResponse
+	48, // 64: drover.v1.VaultService.Extents:output_type -> drover.v1.VaultExtentsResponse
+	48, // 65: drover.v1.VaultService.Changed:output_type -> drover.v1.VaultExtentsResponse
+	50, // 66: drover.v1.VaultService.Blocks:output_type -> drover.v1.VaultBlocksResponse
+	41, // [41:67] is the sub-list for method output_type
+	15, // [15:41] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_vault_proto_init() }
@@ -3497,7 +3534,7 @@ func file_drover_v1_vault_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_vault_proto_rawDesc), len(file_drover_v1_vault_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -6,6 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/pki"
@@ -45,10 +48,11 @@ type grant struct {
 	vm          string // uid; "": all
 	point       string // "": any
 	read, write bool
+	said        *v1.VaultGrantRequest
 }
 
 // all reports whether the grant opens everything: who may read all needs to prove nothing.
-func (g *grant) all() bool { return g.vm == "" && g.read }
+func (g *grant) all() bool { return g.vm == "" && g.point == "" && g.read }
 
 type peerKey struct{}
 
@@ -92,6 +96,9 @@ func (v *Vaults) Grant(ctx context.Context, req *v1.VaultGrantRequest) (*v1.Vaul
 	if req.GetRevoke() {
 		return &v1.VaultGrantResponse{}, v.revoke(ctx, key)
 	}
+	if n := len(req.GetDefinition()); n > maxPoint/2 {
+		return nil, invalid("definition", "a definition has at most %d bytes, not %d", maxPoint/2, n)
+	}
 	if req.GetPoint() != "" {
 		if _, err := pointID(req.GetPoint()); err != nil {
 			return nil, err
@@ -102,11 +109,11 @@ func (v *Vaults) Grant(ctx context.Context, req *v1.VaultGrantRequest) (*v1.Vaul
 		return nil, err
 	}
 	defer done()
-	g := &grant{key: key, repository: req.GetRepository(), host: req.GetHostUid(), vm: req.GetVmUid(), point: req.GetPoint(), read: req.GetRead(), write: req.GetWrite()}
+	g := &grant{key: key, repository: req.GetRepository(), host: req.GetHostUid(), vm: req.GetVmUid(), point: req.GetPoint(), read: req.GetRead(), write: req.GetWrite(), said: proto.CloneOf(req)}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.grants[key]; old != nil {
-		if *old != *g {
+		if !proto.Equal(old.said, g.said) {
 			return nil, &resource.Error{Code: resource.Exists, Reason: "GRANT_TAKEN", Message: "this grant was given for something else", Remedy: "make a new one"}
 		}
 		return &v1.VaultGrantResponse{}, nil
@@ -166,6 +173,11 @@ func (g *grant) may(write bool) error {
 		return &resource.Error{Code: resource.Denied, Kind: resource.KindRepository, Name: g.repository, Reason: "GRANT_NARROW", Message: "the grant does not let its holder " + verb}
 	}
 	return nil
+}
+
+// sees reports whether the grant covers a point of its VM: one that only reads may be for one point alone.
+func (g *grant) sees(point string) bool {
+	return g.write || g.point == "" || strings.EqualFold(point, g.point)
 }
 
 // vmOK says whether the grant covers a VM.

@@ -223,3 +223,157 @@ func TestIDIsNoProof(t *testing.T) {
 		t.Errorf("a block that was proven is asked for again: %v", res)
 	}
 }
+
+// A grant to read one point is for no other, also if the point is of no VM.
+func TestGrantToReadOnePoint(t *testing.T) {
+	w := newWorld(t, vault.Options{})
+	w.create("r", nil)
+	ctx := t.Context()
+	img := backuptest.Image(3, 1<<20)
+	one := backuptest.Write(t, w.repository("r", "h", "vm"), "vm", img)
+	other := backuptest.Write(t, w.repository("r", "h", "vm"), "vm", img)
+	for _, vm := range []string{"vm", ""} {
+		r := remote.New(remote.Options{Client: w.as("h"), Repository: "r", Grant: w.grant(&v1.VaultGrantRequest{Repository: "r", HostUid: "h", VmUid: vm, Point: one.ID, Read: true})})
+		if _, err := r.OpenPoint(ctx, other.ID); !errors.Is(err, backup.ErrNotFound) {
+			t.Errorf("VM %q: another point: %v", vm, err)
+		}
+		p, err := r.OpenPoint(ctx, one.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := p.Disk(ctx, "root")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = d.Changed(ctx, other.ID, "root")
+		want(t, err, "POINT_UNKNOWN")
+		if list, err := r.Points(ctx, vm); err != nil || len(list) != 1 || list[0].ID != one.ID {
+			t.Errorf("VM %q: %d points, %v", vm, len(list), err)
+		}
+	}
+}
+
+// What a host that was taken says of a point is not what is restored, trusted or shown.
+func TestHostilePoint(t *testing.T) {
+	w := newWorld(t, vault.Options{})
+	w.create("r", nil)
+	ctx := t.Context()
+	img := backuptest.Image(4, 1<<20)
+	last := backuptest.Write(t, w.repository("r", "h", "vm"), "vm", img)
+	id := "00112233445566778899aabbccddee00"
+	commit := func(g *v1.VaultGrantRequest, change func(p *backup.Point)) (backup.Point, error) {
+		g.Repository, g.HostUid, g.VmUid, g.Write, g.Read = "r", "h", "vm", true, true
+		r := remote.New(remote.Options{Client: w.as("h"), Repository: "r", Grant: w.grant(g), Retry: time.Second})
+		s, err := r.Begin(ctx, backup.SessionOptions{VMUID: "vm"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		d, err := s.Disk(ctx, backup.DiskOptions{Name: "root", Size: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Finish(ctx); err != nil {
+			t.Fatal(err)
+		}
+		p := backup.Point{VMUID: "vm", VM: "web", Time: time.Now(), Disks: []backup.Disk{{Name: "root", Size: 1 << 20}}}
+		change(&p)
+		return s.Commit(ctx, p)
+	}
+	for name, change := range map[string]func(p *backup.Point){
+		"a test that never was":   func(p *backup.Point) { p.Labels = map[string]string{"test.passed": "true"} },
+		"a VM that is a path":     func(p *backup.Point) { p.VM = "../../etc/cron.d/x" },
+		"a VM that is a terminal": func(p *backup.Point) { p.VM = "\x1b]0;x\a" },
+		"a file that is a path":   func(p *backup.Point) { p.Files = map[string][]byte{"../x": {1}} },
+		"a disk twice":            func(p *backup.Point) { p.Disks = append(p.Disks, p.Disks[0]) },
+		"a label of many lines":   func(p *backup.Point) { p.Labels = map[string]string{"a": "b\nc"} },
+		"a label without end":     func(p *backup.Point) { p.Labels = map[string]string{"a": strings.Repeat("b", 1000)} },
+		"less than nothing":       func(p *backup.Point) { p.Read = -1 },
+	} {
+		_, err := commit(&v1.VaultGrantRequest{}, change)
+		if want(t, err, "REQUEST_INVALID"); t.Failed() {
+			t.Fatal(name)
+		}
+	}
+	p, err := commit(&v1.VaultGrantRequest{Point: id, Definition: []byte(`{"spec":{}}`), Vm: "web", Labels: map[string]string{"policy": "gold"}}, func(p *backup.Point) {
+		p.ID, p.VM, p.Time = id, "other", time.Now().Add(-100*24*time.Hour)
+		p.Definition = []byte(`{"spec":{"nics":[{"name":"a","network":"management"}]}}`)
+		p.Labels = map[string]string{"policy": "none", "test.passed": "true"}
+		p.Full = "\x1b[2J" + strings.Repeat("x", 10_000)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.VM != "web" || string(p.Definition) != `{"spec":{}}` || len(p.Labels) != 1 || p.Labels["policy"] != "gold" {
+		t.Errorf("what the host said was believed: %+v", p)
+	}
+	if len(p.Full) > 5000 || strings.Contains(p.Full, "\x1b") {
+		t.Errorf("a reason that is no text: %.20q, %d bytes", p.Full, len(p.Full))
+	}
+	if !p.Time.After(last.Time) {
+		t.Errorf("a point of the past: %v, after one of %v", p.Time, last.Time)
+	}
+	for _, name := range []string{"a/b", "..", "a\nb"} {
+		c := w.as("h")
+		b, err := c.Begin(ctx, &v1.VaultBeginRequest{Repository: "r", VmUid: "vm", Grant: w.grant(&v1.VaultGrantRequest{Repository: "r", HostUid: "h", VmUid: "vm", Write: true})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Disk(ctx, &v1.VaultDiskRequest{Session: b.GetSession(), Name: name, Size: 1})
+		want(t, err, "REQUEST_INVALID")
+	}
+}
+
+// Pages fill a repository as well as blocks do, and cost a host nothing: they count, also those that never come into a point.
+func TestQuotaOfPages(t *testing.T) {
+	w := newWorld(t, vault.Options{})
+	w.create("r", &v1.RepositorySpec{QuotaBytes: 4 << 20})
+	ctx := t.Context()
+	r := w.repository("r", "h", "vm")
+	backuptest.Write(t, r, "vm", backuptest.Image(5, 1<<20))
+	g := w.grant(&v1.VaultGrantRequest{Repository: "r", HostUid: "h", VmUid: "vm", Read: true, Write: true})
+	c := w.as("h")
+	info, err := c.Info(ctx, &v1.VaultInfoRequest{Repository: "r", Grant: g})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, backuptest.BlockSize)
+	block[0] = 1
+	id := keys.NewHasher(info.GetHash(), info.GetIdKey()).Block(block)
+	var stop error
+	for round := 0; round < 20 && stop == nil; round++ {
+		b, err := c.Begin(ctx, &v1.VaultBeginRequest{Repository: "r", Grant: g, VmUid: "vm"})
+		if stop = err; err != nil {
+			break
+		}
+		d, err := c.Disk(ctx, &v1.VaultDiskRequest{Session: b.GetSession(), Name: "a", Size: 1 << 40})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Send(ctx, &v1.VaultSendRequest{Session: b.GetSession(), Disk: d.GetDisk(), Blocks: []*v1.VaultBlock{{Id: id[:], RawLength: backuptest.BlockSize, Data: block}}}); err != nil {
+			t.Fatal(err)
+		}
+		req := &v1.VaultOfferRequest{Session: b.GetSession(), Disk: d.GetDisk()}
+		for k := range int64(100) {
+			req.Blocks, req.Ids = append(req.Blocks, (k+1)*256+int64(round)), append(req.Ids, id[:]...)
+		}
+		_, stop = c.Offer(ctx, req)
+		if _, err := c.End(ctx, &v1.VaultEndRequest{Session: b.GetSession()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, stop, "REPOSITORY_FULL")
+	// What came of it is garbage, and room once it is collected.
+	work, err := w.v.Client().Collect(ctx, &v1.VaultWorkRequest{Repository: "r"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for work.Receive() {
+	}
+	if err := work.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Begin(ctx, &v1.VaultBeginRequest{Repository: "r", Grant: g, VmUid: "vm"}); err != nil {
+		t.Error("after a collection:", err)
+	}
+}

@@ -41,7 +41,7 @@ func (v *Vaults) Info(ctx context.Context, req *v1.VaultInfoRequest) (*v1.VaultI
 
 // Points lists the points that the grant covers; the manager needs none.
 func (v *Vaults) Points(ctx context.Context, req *v1.VaultPointsRequest, stream *connect.ServerStream[v1.VaultPointsResponse]) error {
-	vm := req.GetVmUid()
+	vm, sees := req.GetVmUid(), func(string) bool { return true }
 	if req.GetGrant() != "" || v.manager(ctx) != nil {
 		g, _, err := v.granted(ctx, req.GetRepository(), req.GetGrant())
 		if err != nil {
@@ -53,6 +53,7 @@ func (v *Vaults) Points(ctx context.Context, req *v1.VaultPointsRequest, stream 
 		if err := g.vmOK(vm); err != nil {
 			return err
 		}
+		sees = g.sees
 	}
 	x, local, done, err := v.use(req.GetRepository())
 	if err != nil {
@@ -63,6 +64,7 @@ func (v *Vaults) Points(ctx context.Context, req *v1.VaultPointsRequest, stream 
 	if err != nil {
 		return told(x.name, err)
 	}
+	list = slices.DeleteFunc(list, func(p backup.Point) bool { return !sees(p.ID) })
 	msg, size := &v1.VaultPointsResponse{}, 0
 	for i, p := range list {
 		b, err := json.Marshal(p)

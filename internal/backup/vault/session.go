@@ -25,6 +25,7 @@ type session struct {
 	read    *backup.LocalPoint
 	prover  sync.Pool // *keys.Hasher under the challenge
 	blockBS int64
+	loose   int64 // guarded by quota.mu
 
 	mu     sync.Mutex
 	calls  sync.WaitGroup

@@ -3,8 +3,6 @@ package vault
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -51,6 +49,7 @@ func (v *Vaults) Collect(ctx context.Context, req *v1.VaultWorkRequest, stream *
 	if err != nil {
 		return told(x.name, err)
 	}
+	v.swept(x)
 	// Objects that nobody can delete yet are not worth writing twice.
 	if v.specOf(x).GetS3().GetObjectLock().AsDuration() == 0 {
 		if err := stream.Send(&v1.VaultProgress{Progress: 0.3, Step: "compress what is new more densely", Bytes: res.Read, Freed: res.Freed}); err != nil {
@@ -72,9 +71,6 @@ func (v *Vaults) Collect(ctx context.Context, req *v1.VaultWorkRequest, stream *
 			res.Freed += more.Freed
 		}
 	}
-	v.mu.Lock()
-	x.collected = v.o.Clock.Now()
-	v.mu.Unlock()
 	return stream.Send(&v1.VaultProgress{Progress: 1, Done: true, Bytes: res.Read, Freed: res.Freed})
 }
 
@@ -108,7 +104,6 @@ func (v *Vaults) Scrub(ctx context.Context, req *v1.VaultWorkRequest, stream *co
 	for _, p := range res.Repaired {
 		out.RepairedPacks = append(out.RepairedPacks, p.Pack.String())
 	}
-	names := map[string]bool{}
 	for _, a := range res.Affected {
 		where := fmt.Sprintf("disk %s from %d, %d bytes", a.Disk, a.Offset, a.Length)
 		if old := out.Affected[a.Point.String()]; old != "" {
@@ -117,11 +112,7 @@ func (v *Vaults) Scrub(ctx context.Context, req *v1.VaultWorkRequest, stream *co
 		if len(where) < maxWhere {
 			out.Affected[a.Point.String()] = where
 		}
-		names[a.VM+"/"+a.Point.String()] = true
 	}
-	v.mu.Lock()
-	x.scrubbed, x.affected = v.o.Clock.Now(), slices.Sorted(maps.Keys(names))
-	v.mu.Unlock()
 	return stream.Send(out)
 }
 
@@ -135,7 +126,7 @@ func (v *Vaults) Copy(ctx context.Context, req *v1.VaultCopyRequest, stream *con
 		return err
 	}
 	defer done()
-	o := chunkstore.CopyOptions{Rate: req.GetBandwidthLimit()}
+	o := chunkstore.CopyOptions{Rate: req.GetBandwidthLimit(), Room: func(ctx context.Context, n int64) error { return v.room(ctx, x, local, n) }}
 	if rate := x.limit.Rate(); rate > 0 && (o.Rate == 0 || rate < o.Rate) {
 		o.Rate = rate
 	}

@@ -12,7 +12,6 @@ import (
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/backup"
-	"drover/internal/blob"
 	"drover/internal/chunkstore"
 	"drover/internal/chunkstore/keys"
 	"drover/internal/chunkstore/pack"
@@ -25,7 +24,7 @@ const (
 	maxDisks   = 256
 	maxName    = 128
 	maxPurpose = 256
-	maxDisk    = 1 << 50
+	maxDisk    = 1 << 47  // twice the largest disk of a VM
 	maxParent  = 16 << 10 // ids
 	maxOffer   = 16 << 10
 	maxSend    = 1024
@@ -115,7 +114,7 @@ func (v *Vaults) mayRead(local *backup.Local, g *grant, point string) error {
 		return err
 	}
 	p, ok := local.Chunks().Point(id)
-	if !ok || g.vm != "" && p.GetVmUid() != g.vm {
+	if !ok || g.vm != "" && p.GetVmUid() != g.vm || !g.sees(point) {
 		// The same answer for one that is another's.
 		return &resource.Error{Code: resource.NotFound, Kind: resource.KindPoint, Name: g.repository + "/" + point, Reason: "POINT_UNKNOWN", Message: "there is no such point"}
 	}
@@ -144,6 +143,9 @@ func (v *Vaults) Disk(ctx context.Context, req *v1.VaultDiskRequest) (*v1.VaultD
 	defer leave()
 	if n := len(req.GetName()); n == 0 || n > maxName || req.GetSize() < 0 || req.GetSize() > maxDisk || len(req.GetParentDisk()) > maxName {
 		return nil, invalid("name", "a disk has a name of 1 to %d bytes and a size of 0 to %d", maxName, int64(maxDisk))
+	}
+	if !plainName(req.GetName()) {
+		return nil, invalid("name", "%q is no name of a disk: letters, digits and what is between them", clip(req.GetName()))
 	}
 	if req.GetParentPoint() != "" {
 		if err := v.mayRead(s.local, s.grant, req.GetParentPoint()); err != nil {
@@ -264,6 +266,9 @@ func (v *Vaults) Offer(ctx context.Context, req *v1.VaultOfferRequest) (*v1.Vaul
 		return nil, invalid("ids", "%d blocks with %d bytes of ids and %d numbers of zeros: at most %d each", n, len(req.GetIds()), len(req.GetZeros()), maxOffer)
 	}
 	if err := d.open(); err != nil {
+		return nil, err
+	}
+	if err := v.pages(ctx, s, req.GetBlocks()); err != nil {
 		return nil, err
 	}
 	w := d.w.Chunks()
@@ -442,13 +447,8 @@ func (v *Vaults) Commit(ctx context.Context, req *v1.VaultCommitRequest) (*v1.Va
 	if err := s.grant.vmOK(p.VMUID); err != nil {
 		return nil, err
 	}
-	if len(p.Labels) > maxLabels {
-		return nil, invalid("point.labels", "at most %d", maxLabels)
-	}
-	for k := range p.Labels {
-		if backup.ReservedLabel(k) {
-			return nil, invalid("point.labels", "%q is not for points of hosts", clip(k))
-		}
+	if err := s.grant.describe(&p); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	done := s.done[p.ID]
@@ -456,8 +456,8 @@ func (v *Vaults) Commit(ctx context.Context, req *v1.VaultCommitRequest) (*v1.Va
 	if done != nil {
 		return &v1.VaultCommitResponse{Point: done}, nil
 	}
-	if now := v.o.Clock.Now(); p.Time.After(now.Add(skew)) {
-		v.o.Log.Warn("a host's clock is ahead: the point gets our time", "repository", s.vault.name, "host", s.peer, "point", p.ID, "time", p.Time)
+	if now := v.o.Clock.Now(); p.Time.After(now.Add(skew)) || s.outdated(p.Time) {
+		v.o.Log.Warn("a host's clock is ahead, or behind the VM's last point: the point gets our time", "repository", s.vault.name, "host", s.peer, "point", p.ID, "time", p.Time)
 		p.Time = now.UTC().Round(0)
 	}
 	p, err = s.write.Commit(ctx, p)
@@ -471,44 +471,6 @@ func (v *Vaults) Commit(ctx context.Context, req *v1.VaultCommitRequest) (*v1.Va
 	s.mu.Lock()
 	s.done[p.ID] = b
 	s.mu.Unlock()
+	s.settle()
 	return &v1.VaultCommitResponse{Point: b}, nil
-}
-
-// quota is how much a repository may still take.
-type quota struct {
-	mu      sync.Mutex
-	counted bool
-	stored  int64 // when it was counted
-	sent    int64 // since
-}
-
-// recount is after how many bytes the repository is counted anew.
-const recount = 1 << 30
-
-// room says whether n bytes more may be sent.
-func (v *Vaults) room(ctx context.Context, x *vault, local *backup.Local, n int64) error {
-	limit := v.specOf(x).GetQuotaBytes()
-	if limit <= 0 {
-		return nil
-	}
-	q := &x.quota
-	q.mu.Lock()
-	q.sent += n
-	stale := !q.counted || q.sent > recount || q.stored+q.sent > limit
-	over := q.stored+q.sent > limit
-	q.mu.Unlock()
-	if stale {
-		stored, err := storedBytes(ctx, local)
-		if err != nil {
-			return told(x.name, err)
-		}
-		q.mu.Lock()
-		q.counted, q.stored, q.sent = true, stored, n
-		over = stored+n > limit || n == 0 && stored >= limit
-		q.mu.Unlock()
-	}
-	if over {
-		return told(x.name, fmt.Errorf("%w: it has reached its quota of %d bytes", blob.ErrFull, limit))
-	}
-	return nil
 }
