@@ -30,6 +30,7 @@ func (m *Manager) grant(ctx context.Context, r *v1.Repository, req *v1.VaultGran
 	if err != nil {
 		return "", err
 	}
+	m.held.add(req)
 	return req.Grant, nil
 }
 
@@ -38,6 +39,7 @@ const revokeTime = 10 * time.Second
 
 // revoke takes a grant back. A vault that doesn't answer has it until it ends.
 func (m *Manager) revoke(ctx context.Context, r *v1.Repository, grant string) {
+	m.held.drop(grant)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), revokeTime)
 	defer stop()
 	c, err := m.vault(r)

@@ -75,6 +75,7 @@ type Manager struct {
 	backups      *scheduler
 	browsing     browsers
 	removed      removedHosts
+	held         heldGrants
 	own          *ownVaults
 	macs         *Registry[*v1.MACClaim]
 	joinKeys     *Registry[*v1.Join]

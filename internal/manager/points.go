@@ -226,6 +226,9 @@ func (v *pointView) poll(ctx context.Context, r *v1.Repository) error {
 		if derr := v.m.disarm(ctx, r); derr != nil {
 			v.m.log.Warn("manager: take back what a removed host was granted", "repository", name, "err", derr)
 		}
+		if gerr := v.m.regrant(ctx, r); gerr != nil {
+			v.m.log.Warn("manager: give a vault its grants again", "repository", name, "err", gerr)
+		}
 	}
 	if err == nil && !usablePhase(st.Phase) {
 		return v.keep(context.WithoutCancel(ctx), r, st)
