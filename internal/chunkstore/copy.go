@@ -42,6 +42,8 @@ type CopyOptions struct {
 	Rate   int64 // bytes a second, decompressed; 0: as fast as it goes
 	// Workers is how many ranges of a disk are read at once; 0: 4.
 	Workers int
+	// Room is asked before a block of so many bytes is stored; its error ends the copy. Nil: there is always room.
+	Room func(ctx context.Context, bytes int64) error
 	// Progress is told after each point, and now and then; nil: nobody.
 	Progress func(CopyResult)
 }
@@ -307,7 +309,7 @@ func (c *copying) part(ctx context.Context, src CopyPoint, w *DiskWriter, block 
 			return err
 		}
 		c.bytes.Add(int64(raw))
-		return w.putPacked(ctx, n, codec, raw, payload, func(plain []byte) error { return c.check(n, id, plain) })
+		return w.putPacked(ctx, n, codec, raw, payload, func(plain []byte) error { return c.check(n, id, plain) }, c.room)
 	})
 	if err != nil {
 		return err
@@ -320,6 +322,13 @@ func (c *copying) part(ctx context.Context, src CopyPoint, w *DiskWriter, block 
 		}
 	}
 	return nil
+}
+
+func (c *copying) room(ctx context.Context, n int64) error {
+	if c.o.Room == nil {
+		return nil
+	}
+	return c.here(c.o.Room(ctx, n))
 }
 
 // check compares a block with its id in the source, if the source tells how.
@@ -343,7 +352,7 @@ func (c *copying) here(err error) error {
 }
 
 // putPacked stores a block that is compressed already. Its id is made here, by this repository's key.
-func (w *DiskWriter) putPacked(ctx context.Context, block int64, codec pack.Codec, raw int, payload []byte, check func(plain []byte) error) error {
+func (w *DiskWriter) putPacked(ctx context.Context, block int64, codec pack.Codec, raw int, payload []byte, check func(plain []byte) error, room func(context.Context, int64) error) error {
 	r := w.s.r
 	if raw != r.config.BlockSize || len(payload) > raw {
 		return fmt.Errorf("disk %q: block %d comes with %d bytes for %d: %w", w.o.Name, block, len(payload), raw, ErrDamaged)
@@ -360,6 +369,9 @@ func (w *DiskWriter) putPacked(ctx context.Context, block int64, codec pack.Code
 	w.read.Add(int64(raw))
 	id := sc.hasher.Block(plain)
 	if have, err := w.PutID(ctx, block, id); have || err != nil {
+		return err
+	}
+	if err := room(ctx, int64(len(payload))); err != nil {
 		return err
 	}
 	return w.append(ctx, block, id, codec, raw, payload)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -364,6 +365,20 @@ func (r *Repository) Protect(ctx context.Context) (int, error) {
 	return len(lack), nil
 }
 
+// mostNames is how many affected points the log names.
+const mostNames = 1000
+
+// names are the affected points for people, each once.
+func (c *scrub) names() []string {
+	seen := map[string]bool{}
+	for _, a := range c.Affected {
+		if seen[a.VM+"/"+a.Point.String()] = true; len(seen) == mostNames {
+			break
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
 // note writes down what was found, so that damaged packs serve nobody, and where the next scrub goes on.
 func (c *scrub) note(ctx context.Context, last int64) error {
 	_, err := c.r.ledger.Do(ctx, func(s *ledger.State) (*ledger.Transaction, error) {
@@ -376,6 +391,7 @@ func (c *scrub) note(ctx context.Context, last int64) error {
 		for i := range c.Repaired {
 			m.Repaired = append(m.Repaired, c.Repaired[i].Pack[:])
 		}
+		m.Affected = c.names()
 		return &ledger.Transaction{Kind: &ledger.Transaction_Mark{Mark: m}}, nil
 	})
 	if err != nil {

@@ -72,14 +72,12 @@ func (v *Vaults) status(ctx context.Context, name string) (*v1.RepositoryStatus,
 	}
 	v.mu.Lock()
 	store := x.store
-	st.Affected = x.affected
-	if !x.collected.IsZero() {
-		st.LastCollect = timestamppb.New(x.collected)
-	}
-	if !x.scrubbed.IsZero() {
-		st.LastScrub = timestamppb.New(x.scrubbed)
-	}
 	v.mu.Unlock()
+	// The log tells it, so that it is known after a restart, and also what others did.
+	st.LastCollect, st.LastScrub = l.Marks["collect"].GetTime(), l.Marks["scrub"].GetTime()
+	if l.Damaged > 0 {
+		st.Affected = l.Marks["scrub"].GetAffected()
+	}
 	if store != nil {
 		if total, free, ok, err := store.Space(ctx); err != nil {
 			st.Phase, st.Message = v1.RepositoryPhase_REPOSITORY_PHASE_UNREACHABLE, err.Error()

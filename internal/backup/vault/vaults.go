@@ -67,9 +67,6 @@ type vault struct {
 	end   context.CancelFunc
 	uses  sync.WaitGroup
 	quota quota
-	// When work ended here last, and what a scrub said.
-	collected, scrubbed time.Time
-	affected            []string
 }
 
 // New makes a service without repositories. Its own work ends with ctx and with Close.

@@ -126,7 +126,7 @@ func (v *Vaults) Copy(ctx context.Context, req *v1.VaultCopyRequest, stream *con
 		return err
 	}
 	defer done()
-	o := chunkstore.CopyOptions{Rate: req.GetBandwidthLimit(), Room: func(ctx context.Context, n int64) error { return v.room(ctx, x, local, n) }}
+	o := chunkstore.CopyOptions{Rate: req.GetBandwidthLimit(), Room: v.roomToCopy(ctx, x, local)}
 	if rate := x.limit.Rate(); rate > 0 && (o.Rate == 0 || rate < o.Rate) {
 		o.Rate = rate
 	}

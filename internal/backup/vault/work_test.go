@@ -2,11 +2,12 @@ package vault_test
 
 import (
 	"bytes"
-
+	"slices"
 	"strings"
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	v1 "drover/api/drover/v1"
 	"drover/api/drover/v1/droverv1connect"
@@ -75,6 +76,16 @@ func TestWork(t *testing.T) {
 		t.Errorf("the copies: %v, %v", list, err)
 	}
 
+	// A quota ends a copy that passes it.
+	w.create("small", &v1.RepositorySpec{QuotaBytes: 4 << 20})
+	s, err = c.Copy(ctx, &v1.VaultCopyRequest{Repository: "small", From: from, Points: []string{one.ID, two.ID}})
+	for err == nil && s.Receive() {
+	}
+	want(t, s.Err(), "REPOSITORY_FULL")
+	if st, err := c.Status(ctx, &v1.VaultStatusRequest{Repository: "small"}); err != nil || st.GetStatus().GetPoints() != 0 || st.GetStatus().GetStoredBytes() > 5<<20 {
+		t.Errorf("a copy over the quota of 4 MiB: %v, %v", st, err)
+	}
+
 	// Rot is found, and mended from the other vault.
 	for info, err := range st.List(ctx, "data/", "") {
 		if err != nil {
@@ -96,6 +107,15 @@ func TestWork(t *testing.T) {
 		!strings.HasPrefix(status.GetStatus().GetAffected()[0], "name of vm/") {
 		t.Errorf("status of a damaged repository: %v, %v", status, err)
 	}
+	// Also after a restart, and when that was.
+	w.stop()
+	w.start()
+	c = w.v.Client()
+	if again, err := c.Status(ctx, &v1.VaultStatusRequest{Repository: "here"}); err != nil || again.GetStatus().GetDamagedPacks() != 1 ||
+		!slices.Equal(again.GetStatus().GetAffected(), status.GetStatus().GetAffected()) || again.GetStatus().GetLastScrub() == nil || !proto.Equal(again.GetStatus().GetLastScrub(), status.GetStatus().GetLastScrub()) {
+		t.Errorf("status after a restart: %v, %v", again, err)
+	}
+	near = w.repository("here", "h", "")
 	s, err = c.Scrub(ctx, &v1.VaultWorkRequest{Repository: "here", Mirrors: []*v1.VaultAddress{from}})
 	if p := last(t, s, err); len(p.GetDamagedPacks()) != 0 || len(p.GetRepairedPacks()) != 1 {
 		t.Fatalf("a scrub with a mirror: %v", p)

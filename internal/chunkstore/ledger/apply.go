@@ -417,7 +417,7 @@ func (s *State) apply(t *Transaction) {
 	case *Transaction_Rotate:
 		s.Generation = k.Rotate.GetGeneration()
 	case *Transaction_Mark:
-		s.applyMark(k.Mark)
+		s.applyMark(k.Mark, t)
 	case *Transaction_Require:
 		s.MinWriter, s.MinReclaim = k.Require.GetWriter(), k.Require.GetCollector()
 	case *Transaction_Keep:
@@ -509,8 +509,10 @@ func (s *State) purgeCondemns() {
 	}
 }
 
-func (s *State) applyMark(m *Mark) {
-	s.Marks[m.GetWhat()] = m
+func (s *State) applyMark(m *Mark, t *Transaction) {
+	o := proto.Clone(m).(*Mark)
+	o.Time = t.GetTime()
+	s.Marks[m.GetWhat()] = o
 	set := func(list [][]byte, damaged bool) {
 		for _, b := range list {
 			if p, ok := s.Packs[[16]byte(b)]; ok {

@@ -1215,9 +1215,13 @@ type Mark struct {
 	Bytes int64  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Packs int64  `protobuf:"varint,4,opt,name=packs,proto3" json:"packs,omitempty"`
 	// Packs that are damaged and could not be repaired.
-	Damaged       [][]byte `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"`
-	Repaired      [][]byte `protobuf:"bytes,6,rep,name=repaired,proto3" json:"repaired,omitempty"`
-	Share         float64  `protobuf:"fixed64,7,opt,name=share,proto3" json:"share,omitempty"`
+	Damaged  [][]byte `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"`
+	Repaired [][]byte `protobuf:"bytes,6,rep,name=repaired,proto3" json:"repaired,omitempty"`
+	Share    float64  `protobuf:"fixed64,7,opt,name=share,proto3" json:"share,omitempty"`
+	// When it ended: its transaction's time, which who takes it in fills in.
+	Time *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=time,proto3" json:"time,omitempty"`
+	// Points that the damage affects, "VM/POINT", at most 1,000.
+	Affected      []string `protobuf:"bytes,9,rep,name=affected,proto3" json:"affected,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1299,6 +1303,20 @@ func (x *Mark) GetShare() float64 {
 		return x.Share
 	}
 	return 0
+}
+
+func (x *Mark) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Mark) GetAffected() []string {
+	if x != nil {
+		return x.Affected
+	}
+	return nil
 }
 
 type Require struct {
@@ -1912,7 +1930,7 @@ const file_ledger_proto_rawDesc = "" +
 	"\x06Rotate\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x05R\n" +
-	"generation\"\xa6\x01\n" +
+	"generation\"\xf2\x01\n" +
 	"\x04Mark\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x12\n" +
 	"\x04seen\x18\x02 \x01(\x03R\x04seen\x12\x14\n" +
@@ -1920,7 +1938,9 @@ const file_ledger_proto_rawDesc = "" +
 	"\x05packs\x18\x04 \x01(\x03R\x05packs\x12\x18\n" +
 	"\adamaged\x18\x05 \x03(\fR\adamaged\x12\x1a\n" +
 	"\brepaired\x18\x06 \x03(\fR\brepaired\x12\x14\n" +
-	"\x05share\x18\a \x01(\x01R\x05share\"?\n" +
+	"\x05share\x18\a \x01(\x01R\x05share\x12.\n" +
+	"\x04time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
+	"\baffected\x18\t \x03(\tR\baffected\"?\n" +
 	"\aRequire\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\x05R\x06writer\x12\x1c\n" +
 	"\tcollector\x18\x02 \x01(\x05R\tcollector\"\xa7\x01\n" +
@@ -2035,23 +2055,24 @@ var file_ledger_proto_depIdxs = []int32{
 	23, // 21: drover.ledger.v1.Point.labels:type_name -> drover.ledger.v1.Point.LabelsEntry
 	11, // 22: drover.ledger.v1.Condemn.packs:type_name -> drover.ledger.v1.Moved
 	2,  // 23: drover.ledger.v1.Condemn.added:type_name -> drover.ledger.v1.Pack
-	24, // 24: drover.ledger.v1.Keep.labels:type_name -> drover.ledger.v1.Keep.LabelsEntry
-	19, // 25: drover.ledger.v1.Checkpoint.packs:type_name -> drover.ledger.v1.CheckpointPack
-	20, // 26: drover.ledger.v1.Checkpoint.points:type_name -> drover.ledger.v1.CheckpointPoint
-	21, // 27: drover.ledger.v1.Checkpoint.sessions:type_name -> drover.ledger.v1.CheckpointSession
-	22, // 28: drover.ledger.v1.Checkpoint.condemnations:type_name -> drover.ledger.v1.Condemnation
-	15, // 29: drover.ledger.v1.Checkpoint.marks:type_name -> drover.ledger.v1.Mark
-	16, // 30: drover.ledger.v1.Checkpoint.require:type_name -> drover.ledger.v1.Require
-	11, // 31: drover.ledger.v1.Checkpoint.moved:type_name -> drover.ledger.v1.Moved
-	2,  // 32: drover.ledger.v1.CheckpointPack.pack:type_name -> drover.ledger.v1.Pack
-	7,  // 33: drover.ledger.v1.CheckpointPoint.point:type_name -> drover.ledger.v1.Point
-	1,  // 34: drover.ledger.v1.CheckpointSession.begin:type_name -> drover.ledger.v1.Begin
-	25, // 35: drover.ledger.v1.CheckpointSession.time:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	25, // 24: drover.ledger.v1.Mark.time:type_name -> google.protobuf.Timestamp
+	24, // 25: drover.ledger.v1.Keep.labels:type_name -> drover.ledger.v1.Keep.LabelsEntry
+	19, // 26: drover.ledger.v1.Checkpoint.packs:type_name -> drover.ledger.v1.CheckpointPack
+	20, // 27: drover.ledger.v1.Checkpoint.points:type_name -> drover.ledger.v1.CheckpointPoint
+	21, // 28: drover.ledger.v1.Checkpoint.sessions:type_name -> drover.ledger.v1.CheckpointSession
+	22, // 29: drover.ledger.v1.Checkpoint.condemnations:type_name -> drover.ledger.v1.Condemnation
+	15, // 30: drover.ledger.v1.Checkpoint.marks:type_name -> drover.ledger.v1.Mark
+	16, // 31: drover.ledger.v1.Checkpoint.require:type_name -> drover.ledger.v1.Require
+	11, // 32: drover.ledger.v1.Checkpoint.moved:type_name -> drover.ledger.v1.Moved
+	2,  // 33: drover.ledger.v1.CheckpointPack.pack:type_name -> drover.ledger.v1.Pack
+	7,  // 34: drover.ledger.v1.CheckpointPoint.point:type_name -> drover.ledger.v1.Point
+	1,  // 35: drover.ledger.v1.CheckpointSession.begin:type_name -> drover.ledger.v1.Begin
+	25, // 36: drover.ledger.v1.CheckpointSession.time:type_name -> google.protobuf.Timestamp
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_ledger_proto_init() }
