@@ -36,6 +36,9 @@ func start(t testing.TB, name string, args ...string) {
 func need(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("%v; run scripts/install-deps", err)
+		}
 		t.Skip(err)
 	}
 }
