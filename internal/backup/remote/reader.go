@@ -17,6 +17,9 @@ import (
 // extentWindow is how much of a disk is asked for at once.
 const extentWindow = 16 << 30
 
+// maxDisk bounds what a vault may say of a disk's size, in bytes.
+const maxDisk = 1 << 60
+
 // pointReader reads a point in a session that is opened again when the vault has lost it: a VM that runs from a point outlives its vault's restart.
 type pointReader struct {
 	r     *Repository
@@ -48,6 +51,11 @@ func (r *Repository) OpenPoint(ctx context.Context, id string) (backup.PointRead
 	p.files = res.GetFiles()
 	if err := json.Unmarshal(res.GetPoint(), &p.point); err != nil {
 		return nil, errors.Join(fmt.Errorf("open point %s of repository %s: what the vault answered: %w", id, r.o.Repository, err), r.endSession(ctx, p.token))
+	}
+	for _, d := range p.point.Disks {
+		if d.Size < 0 || d.Size > maxDisk {
+			return nil, errors.Join(fmt.Errorf("open point %s of repository %s: %w: disk %q has %d bytes", id, r.o.Repository, backup.ErrDamaged, d.Name, d.Size), r.endSession(ctx, p.token))
+		}
 	}
 	life, stop := context.WithCancel(ctx)
 	p.stop = stop
@@ -180,7 +188,12 @@ func (d *diskReader) Changed(ctx context.Context, point, disk string) ([]backup.
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: changes from %d: %w", d.name, off, err)
 		}
+		at, end := off, off+min(extentWindow, d.size-off)
 		for _, e := range res.GetExtents() {
+			if e.GetOffset() < at || e.GetLength() <= 0 || e.GetLength() > end-e.GetOffset() {
+				return nil, fmt.Errorf("disk %s: changes from %d: %w: the vault's answer is out of order", d.name, off, backup.ErrDamaged)
+			}
+			at = e.GetOffset() + e.GetLength()
 			out = join(out, backup.Extent{Offset: e.GetOffset(), Length: e.GetLength(), Zero: e.GetZero()})
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -47,6 +48,8 @@ func (s *Source) Points(ctx context.Context) ([]*ledger.Point, error) {
 		if err != nil {
 			return nil, err
 		}
+		// A vault lists no files of points: who says so wants his own in another's place.
+		maps.DeleteFunc(p.Labels, func(k, _ string) bool { return backup.ReservedLabel(k) })
 		q := &ledger.Point{Id: id[:], VmUid: p.VMUID, Vm: p.VM, Time: timestamppb.New(p.Time), Logical: p.Logical, Added: p.Added, Labels: p.Labels}
 		for _, d := range p.Disks {
 			q.Disks = append(q.Disks, &ledger.Disk{Name: d.Name, Size: d.Size})

@@ -240,6 +240,9 @@ func (w *writer) bring(ctx context.Context, b *batch) error {
 		return fmt.Errorf("disk %s: offer blocks: %w", w.o.Name, err)
 	}
 	missing := res.GetMissing()
+	if n := len(missing) + len(res.GetProve()); n > b.n {
+		return fmt.Errorf("disk %s: the vault asks for %d blocks of an offer of %d", w.o.Name, n, b.n)
+	}
 	if prove := res.GetProve(); len(prove) > 0 {
 		unproven, err := w.prove(ctx, b, prove)
 		if err != nil {
@@ -289,6 +292,9 @@ func (w *writer) prove(ctx context.Context, b *batch, which []int32) ([]int32, e
 	res, err := call(ctx, w.s.r, w.s.r.o.Client.Prove, req)
 	if err != nil {
 		return nil, err
+	}
+	if n := len(res.GetMissing()); n > len(which) {
+		return nil, fmt.Errorf("the vault asks for %d blocks of %d that were proven", n, len(which))
 	}
 	out := make([]int32, 0, len(res.GetMissing()))
 	for _, i := range res.GetMissing() {
