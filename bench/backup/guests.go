@@ -76,12 +76,6 @@ func (b *bench) guests() (err error) {
 	}); err != nil {
 		return err
 	}
-	// Backups by it last long enough to time writes beside them.
-	if _, err := f.API.Policy.Create(b.ctx, &v1.CreateBackupPolicyRequest{Policy: &v1.BackupPolicy{Meta: &v1.Meta{Name: "slow"}, Spec: &v1.BackupPolicySpec{
-		Select: &v1.PolicySelector{Filter: `meta.labels.slow = "yes"`}, Rpo: durationpb.New(24 * time.Hour), Repository: "main", BandwidthLimit: 24 << 20, Retention: &v1.Retention{Last: 100},
-	}}}); err != nil {
-		return err
-	}
 	url, err := g.start("db")
 	if err != nil {
 		return err
@@ -99,7 +93,7 @@ func (b *bench) guests() (err error) {
 func (g *guests) start(name string) (string, error) {
 	ctx, cancel := context.WithTimeout(g.ctx, patience)
 	defer cancel()
-	if _, err := g.API.VM.Create(ctx, &v1.CreateVMRequest{Vm: &v1.VM{Meta: &v1.Meta{Name: name}, Spec: &v1.VMSpec{
+	if _, err := g.API.VM.Create(ctx, &v1.CreateVMRequest{Vm: &v1.VM{Meta: &v1.Meta{Name: name, Labels: map[string]string{"slow": "yes"}}, Spec: &v1.VMSpec{
 		KernelImage: "tiny", MemoryBytes: 128 << 20, Cpus: 1, Power: v1.Power_POWER_ON, Placement: &v1.PlacementSpec{Host: "east-1"},
 		Nics: []*v1.NICSpec{{Name: "eth0", Network: lab.NetworkName}}, Disks: []*v1.DiskSpec{{Name: "data", SizeBytes: guestDisk}},
 	}}}); err != nil {
@@ -203,6 +197,12 @@ func (g *guests) incremental(url string) error {
 
 // latency is what a guest's writes take while nothing happens, while a backup reads all, and while the repository has stopped in the middle of one.
 func (g *guests) latency(url string) error {
+	// Backups by it last long enough to time writes beside them. It starts none by itself.
+	if _, err := g.API.Policy.Create(g.ctx, &v1.CreateBackupPolicyRequest{Policy: &v1.BackupPolicy{Meta: &v1.Meta{Name: "slow"}, Spec: &v1.BackupPolicySpec{
+		Select: &v1.PolicySelector{Filter: `meta.labels.slow = "yes"`}, Rpo: durationpb.New(24 * time.Hour), Repository: "main", BandwidthLimit: 24 << 20, Paused: true, Retention: &v1.Retention{Last: 100},
+	}}}); err != nil {
+		return err
+	}
 	var idle, busy, stalled []float64
 	for i := range turns {
 		t, err := g.writes(url, 100+i)
@@ -240,7 +240,8 @@ func (g *guests) latency(url string) error {
 		g.rep.Add(report.Row{Name: "guest's write latency " + x.name + ", p99, to idle", Unit: "x", Ours: m / base, Goal: report.Ptr(1.3), Better: report.Less,
 			Note: fmt.Sprintf("%.2f ms, idle %.2f ms; emulated guest (TCG)", m/1000, base/1000)})
 	}
-	return nil
+	_, err := g.API.Policy.Delete(g.ctx, &v1.DeleteRequest{Name: "slow"})
+	return err
 }
 
 // stalled does something while the process that serves the repository is stopped.

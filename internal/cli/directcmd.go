@@ -87,6 +87,7 @@ func (a *App) offline(f func(context.Context, *cobra.Command, []string) error) f
 
 // withDirect opens a repository for as long as do takes.
 func (f *direct) withDirect(ctx context.Context, a *App, location string, readOnly bool, do func(*chunkstore.Repository, *backup.Local) error) error {
+	spareMemory() // blocks make no garbage: what collecting early costs is nothing beside them
 	r, err := f.open(ctx, a, location, readOnly)
 	if err != nil {
 		return err
