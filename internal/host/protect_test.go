@@ -138,7 +138,7 @@ func TestProtectionPoints(t *testing.T) {
 	// A backup beside them, and what may not be.
 	b.mustBackup(uid, 1, 0)
 	b.same(uid, 1, bothDisks)
-	if _, err := b.snapshot("create", &v1.NodeSnapshotRequest{Uid: uid, Epoch: 1, Operation: "s1", Snapshot: "one"}); err == nil || !strings.Contains(err.Error(), "release the point") {
+	if _, err := b.snapshot("create", &v1.NodeSnapshotRequest{Uid: uid, Epoch: 1, Operation: "s1", Snapshot: "one"}); err == nil || !strings.Contains(err.Error(), "protection point") || !strings.Contains(err.Error(), "open until") {
 		t.Errorf("a snapshot of disks that are read: %v", err)
 	}
 	release := func(id string) {

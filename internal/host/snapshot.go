@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -309,10 +310,22 @@ func (m *machine) notRead() error {
 
 // busyError says in words that a backup is in the way.
 func (m *machine) busyError(err error) error {
-	if errors.Is(err, qemu.ErrBusy) {
-		return m.precondition("BACKUP_RUNNING", "is being read by a backup or through a protection point", "wait until that has ended, or release the point")
+	if !errors.Is(err, qemu.ErrBusy) {
+		return err
 	}
-	return err
+	m.mu.Lock()
+	busy := m.backingUp
+	var open []string
+	for id, p := range m.points {
+		open = append(open, fmt.Sprintf("%s (open until %s)", id, p.expire.UTC().Format(time.RFC3339)))
+	}
+	m.mu.Unlock()
+	if len(open) == 0 || busy {
+		return m.precondition("BACKUP_RUNNING", "is being backed up: its layers can't change meanwhile", "wait until the backup has ended, or cancel its task")
+	}
+	slices.Sort(open)
+	return m.precondition("BACKUP_RUNNING", "is being read through protection point "+strings.Join(open, ", ")+": its layers can't change meanwhile",
+		"have the program that opened it release it, or wait until it expires")
 }
 
 func (m *machine) memorySize(stores []*disk.Store, name string) int64 {
