@@ -161,16 +161,20 @@ func (m *Manager) helperHost(r *v1.Repository, p *v1.RestorePoint) (*v1.Host, er
 
 // BrowsePoint lists volumes or a directory of a restore point.
 func (m *Manager) BrowsePoint(ctx context.Context, req *v1.BrowseRequest) (*v1.BrowseResponse, error) {
-	b, node, done, err := m.browse(ctx, req.Point)
+	point, err := m.resolvePoint(req.Point)
+	if err != nil {
+		return nil, err
+	}
+	b, node, done, err := m.browse(ctx, point)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
 	ask := clone(b.req)
-	ask.Path = req.Path
+	ask.Path, ask.After, ask.Limit = req.Path, req.After, req.Limit
 	res, err := node.Browse(ctx, ask)
 	if err != nil {
-		return nil, m.browseFailed(req.Point, b.host, err)
+		return nil, m.browseFailed(point, b.host, err)
 	}
 	return res, nil
 }
@@ -193,14 +197,18 @@ func (m *Manager) DownloadFiles(ctx context.Context, req *v1.DownloadRequest, se
 	if len(req.Paths) == 0 || len(req.Paths) > 1000 {
 		return &resource.Error{Code: resource.Invalid, Kind: resource.KindPoint, Name: req.Point, Field: "paths", Reason: "OUT_OF_RANGE", Message: "1 to 1000 paths are taken"}
 	}
-	b, node, done, err := m.browse(ctx, req.Point)
+	point, err := m.resolvePoint(req.Point)
+	if err != nil {
+		return err
+	}
+	b, node, done, err := m.browse(ctx, point)
 	if err != nil {
 		return err
 	}
 	defer done()
 	st, err := node.Download(ctx, &v1.NodeDownloadRequest{Session: b.req, Paths: req.Paths})
 	if err != nil {
-		return m.browseFailed(req.Point, b.host, err)
+		return m.browseFailed(point, b.host, err)
 	}
 	defer st.Close()
 	for st.Receive() {
@@ -209,7 +217,7 @@ func (m *Manager) DownloadFiles(ctx context.Context, req *v1.DownloadRequest, se
 		}
 	}
 	if err := st.Err(); err != nil {
-		return m.browseFailed(req.Point, b.host, err)
+		return m.browseFailed(point, b.host, err)
 	}
 	return nil
 }

@@ -547,8 +547,12 @@ func (m *Manager) point(name string) (*v1.RestorePoint, *v1.Repository, error) {
 	return p, r, err
 }
 
-// Point is a restore point, with the screenshot of its test.
+// Point is a restore point, with the screenshot of its test; of REPOSITORY/VM or VM the newest.
 func (m *Manager) Point(ctx context.Context, name string) (*v1.RestorePoint, error) {
+	name, err := m.resolvePoint(name)
+	if err != nil {
+		return nil, err
+	}
 	p, r, err := m.point(name)
 	if err != nil {
 		return nil, err
@@ -594,7 +598,11 @@ func (m *Manager) UpdatePoint(ctx context.Context, patch *v1.RestorePoint, mask 
 	if err := needMeta(resource.KindPoint, patch); err != nil {
 		return nil, err
 	}
-	p, r, err := m.point(patch.Meta.Name)
+	name, err := m.resolvePoint(patch.Meta.Name)
+	if err != nil {
+		return nil, err
+	}
+	p, r, err := m.point(name)
 	if err != nil {
 		return nil, err
 	}
