@@ -241,7 +241,7 @@ func (a *App) backupFilesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "files POINT [VOLUME:/PATH]", Aliases: []string{"browse"}, Short: "List the volumes, or a directory, in a restore point", Args: want("POINT", "[PATH]"), ValidArgsFunction: a.firstArg(pointKind()),
 		Long:    "Look into a restore point. Its file systems (ext4, xfs, btrfs, NTFS, FAT, also on LVM) are opened read-only in a small helper VM, never by the host's kernel.",
-		Example: "  drover backup files web\n  drover backup files web root1:/etc",
+		Example: "  drover backup files web\n  drover backup files web root.1:/etc",
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			req := &v1.BrowseRequest{Point: args[0]}
 			if len(args) > 1 {
@@ -304,7 +304,7 @@ func (a *App) backupGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get POINT VOLUME:/PATH…", Short: "Fetch files and directories out of a restore point", Args: want("POINT", "PATH", "[PATH…]"), ValidArgsFunction: a.firstArg(pointKind()),
 		Long:    "Fetch files and directories out of a restore point, into a directory. Nothing that the guest named can be written outside it. With --tar the archive itself is written, with owners and all.",
-		Example: "  drover backup get web root1:/etc/hosts\n  drover backup get web root1:/var/www --output restored\n  drover backup get web root1:/home --tar > home.tar",
+		Example: "  drover backup get web root.1:/etc/hosts\n  drover backup get web root.1:/var/www --output restored\n  drover backup get web root.1:/home --tar > home.tar",
 		RunE: a.run(func(ctx context.Context, c *client.Client, args []string) error {
 			s, err := c.Backup.Download(ctx, &v1.DownloadRequest{Point: args[0], Paths: args[1:]})
 			if err != nil {
