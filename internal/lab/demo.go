@@ -62,7 +62,7 @@ func (d *demo) play() error {
 		return err
 	}
 	fmt.Fprintln(d.w, "Drover, shown on this machine alone: two data centers with two hosts each, joined by a WAN.")
-	for _, act := range []func() error{d.buildImages, d.up, d.tinies, d.stretched, d.snapshot, d.debians} {
+	for _, act := range []func() error{d.buildImages, d.up, d.tinies, d.stretched, d.snapshot, d.debians, d.backups} {
 		if err := act(); err != nil {
 			if d.ctx.Err() != nil {
 				return context.Cause(d.ctx)
@@ -96,6 +96,9 @@ func (d *demo) buildImages() error {
 	}{
 		{"tiny", "a test guest: Debian's cloud kernel, busybox, a web server", func(o osimage.Options) (*osimage.Result, error) {
 			return osimage.BuildTiny(d.ctx, osimage.Tiny{}, o)
+		}},
+		{"helper", "the helper VM, which looks into restore points", func(o osimage.Options) (*osimage.Result, error) {
+			return osimage.BuildHelper(d.ctx, osimage.Helper{}, o)
 		}},
 		{"debian-12", "Debian 12 with cloud-init, guest agent and sshd, from packages", func(o osimage.Options) (*osimage.Result, error) {
 			return osimage.BuildDebian(d.ctx, osimage.Debian{}, o)
