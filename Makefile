@@ -32,6 +32,7 @@ demo-down: build ## end the demo and leave nothing behind
 	$(BIN) lab down --name demo
 
 test: deps build lint ## every test
+	scripts/s3server >/dev/null
 	$(GO) test -p $(JOBS) -timeout 20m ./...
 
 race: deps ## the tests under the race detector (slow: guests are not)
