@@ -42,7 +42,7 @@ soak: deps build ## long runs of what `test` runs shortly
 	DROVER_SOAK=1 $(GO) test -p 1 -timeout 4h ./test/...
 
 soak-backup: deps ## an hour of random backups, deletions, collections, copies, crashes and faults
-	DROVER_SOAK=1h $(GO) test -run 'Soak' -timeout 2h ./internal/chunkstore/...
+	DROVER_SOAK=1 $(GO) test -run 'TestModel|TestCrashAnywhere|TestEveryAnswer|TestTogether|TestBitFlips|TestHostileStorage|TestCopyInterrupted' -timeout 3h ./internal/chunkstore
 
 bench: bench-vm bench-switch bench-backup ## all benchmarks, with ratios against peers
 
