@@ -35,7 +35,6 @@ type job struct {
 	vms  []string
 	last usage
 	env  []string
-	note map[string]string
 }
 
 func (j *job) repo() string { return filepath.Join(j.dir, "repo") }

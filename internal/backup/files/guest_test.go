@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -220,7 +219,7 @@ func volumes(t testing.TB, s *Session) map[string]Volume {
 	out := map[string]Volume{}
 	for _, v := range vs {
 		out[v.Name] = v
-		t.Log(fmt.Sprintf("%+v", v))
+		t.Logf("%+v", v)
 	}
 	return out
 }

@@ -109,9 +109,7 @@ func (m *machine) arrays(devs []device) []device {
 			out = append(out, device{Volume: wire.Volume{ID: "md/" + name, Disk: wire.NoDisk, Place: place}, f: unusable("cannot be started: " + err.Error())})
 			continue
 		}
-		for _, d := range partitions("md"+strconv.Itoa(i), "md/"+name, wire.NoDisk, place) {
-			out = append(out, d)
-		}
+		out = append(out, partitions("md"+strconv.Itoa(i), "md/"+name, wire.NoDisk, place)...)
 	}
 	return out
 }
