@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
@@ -28,8 +27,18 @@ type Server struct {
 // StartServer starts a server that ends with the test. One that can't be had fails the test.
 func StartServer(t testing.TB) *Server {
 	t.Helper()
-	_, file, _, _ := runtime.Caller(0)
-	out, err := exec.Command(filepath.Join(filepath.Dir(file), "../../../scripts/s3server")).Output()
+	// Tests run in their package's directory, which a build with -trimpath does not know.
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(root, "go.mod")); err == nil || root == "/" {
+			break
+		}
+		root = filepath.Dir(root)
+	}
+	out, err := exec.Command(filepath.Join(root, "scripts", "s3server")).Output()
 	if err != nil {
 		t.Fatalf("scripts/s3server: %v", err)
 	}
