@@ -8,8 +8,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"drover/internal/blob"
+	"drover/internal/clock"
 )
 
 // hooked is a store that calls back.
@@ -139,10 +141,16 @@ func TestCollectorsCross(t *testing.T) {
 	}
 }
 
+// aheadClock is an hour ahead.
+type aheadClock struct{ clock.Clock }
+
+func (l aheadClock) Now() time.Time { return l.Clock.Now().Add(time.Hour) }
+
 // TestMoverTakenForDead: while a collector compacts, another takes its session for dead, and its new packs for orphans. The blocks stay where they are.
 func TestMoverTakenForDead(t *testing.T) {
 	ctx := t.Context()
 	r, st := create(t, CreateOptions{})
+	r.o.Clock = aheadClock{r.o.Clock} // times in the log are rounded
 	data := image(6, 4<<20)
 	first := commitImage(t, r, data)
 	part := data[:1<<20]
