@@ -100,13 +100,16 @@ func New(ctx context.Context, conn net.Conn, o Options) (*Client, error) {
 	return c, nil
 }
 
+// leftovers is how many messages may come before the greeting: what QEMU had still to say to a client that was killed is sent to the next one.
+const leftovers = 64
+
 // greet reads QEMU's first message.
 func (c *Client) greet(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("qmp: greeting: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { c.conn.SetReadDeadline(time.Unix(1, 0)) })
-	line, err := c.in.next()
+	m, err := c.firstMessage()
 	if !stop() && err == nil {
 		// The deadline may be set at any moment now and would hit the reader.
 		err = ctx.Err()
@@ -115,17 +118,30 @@ func (c *Client) greet(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("qmp: no greeting from QEMU; another client may hold this monitor: %w", ctx.Err())
 		}
-		return fmt.Errorf("qmp: read greeting: %w", err)
-	}
-	var m message
-	if err := json.Unmarshal(line, &m); err != nil {
-		return fmt.Errorf("qmp: greeting is not JSON: %w", err)
-	}
-	if m.QMP == nil {
-		return errors.New("qmp: peer does not greet as a QMP monitor; is this another socket?")
+		return err
 	}
 	c.greeting = *m.QMP
 	return nil
+}
+
+func (c *Client) firstMessage() (m message, err error) {
+	for range leftovers {
+		line, err := c.in.next()
+		if err != nil {
+			return m, fmt.Errorf("qmp: read greeting: %w", err)
+		}
+		m = message{}
+		if err := json.Unmarshal(line, &m); err != nil {
+			return m, fmt.Errorf("qmp: greeting is not JSON: %w", err)
+		}
+		if m.QMP != nil {
+			return m, nil
+		}
+		if m.Event == "" && m.Return == nil && m.Error == nil {
+			break
+		}
+	}
+	return m, errors.New("qmp: peer does not greet as a QMP monitor; is this another socket?")
 }
 
 // Greeting is what QEMU said of itself when the connection was made.

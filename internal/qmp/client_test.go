@@ -1,7 +1,9 @@
 package qmp
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -212,5 +214,30 @@ func TestUnexpectedReplyType(t *testing.T) {
 	p.ok(p.hear(), `["no", "object"]`)
 	if err := <-done; err == nil || errors.Is(err, ErrGone) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// What QEMU had still to say to a client that was killed comes before the greeting of the next.
+func TestLeftoversBeforeTheGreeting(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	go func() {
+		io.WriteString(theirs, `{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "JOB_STATUS_CHANGE", "data": {"status": "running", "id": "x"}}`+"\n"+`{"return": {}, "id": "7"}`+"\n")
+		io.WriteString(theirs, `{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}`+"\n")
+		in := bufio.NewScanner(theirs)
+		for in.Scan() {
+			var r request
+			if json.Unmarshal(in.Bytes(), &r) == nil {
+				fmt.Fprintf(theirs, `{"return": {}, "id": %d}`+"\n", r.ID)
+			}
+		}
+	}()
+	c, err := New(testContext(t), ours, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if v := c.Greeting().Version.QEMU.Major; v != 7 {
+		t.Errorf("QEMU %d", v)
 	}
 }
