@@ -18,7 +18,6 @@ import (
 	"drover/internal/osimage"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // helperFlags say where the helper's image is.
@@ -98,7 +97,7 @@ func (a *App) directFiles() *cobra.Command {
 						return err
 					}
 					for _, v := range vs {
-						l.Entries = append(l.Entries, &v1.FileEntry{Name: v.Name, Type: "volume", Size: v.Size, Filesystem: v.Filesystem, Label: v.Label, Place: v.Place, Note: v.Note})
+						l.Entries = append(l.Entries, v.Message())
 					}
 					return a.printEntries(l)
 				}
@@ -112,9 +111,7 @@ func (a *App) directFiles() *cobra.Command {
 						return err
 					}
 					for _, e := range es {
-						l.Entries = append(l.Entries, &v1.FileEntry{
-							Name: files.Show(e.Name), Type: e.Type, Size: e.Size, Modified: timestamppb.New(e.Modified), Mode: e.Mode, Uid: e.UID, Gid: e.GID, Target: files.Show(e.Target),
-						})
+						l.Entries = append(l.Entries, e.Message())
 						after = e.Name
 					}
 					if len(es) < listPage {

@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "drover/api/drover/v1"
 	"drover/internal/backup"
@@ -152,7 +151,7 @@ func (n *node) Browse(ctx context.Context, q *v1.NodeBrowseRequest) (*v1.BrowseR
 			return nil, browseError(q, err)
 		}
 		for _, v := range vs {
-			res.Entries = append(res.Entries, &v1.FileEntry{Name: v.Name, Type: "volume", Size: v.Size, Filesystem: v.Filesystem, Label: v.Label, Place: v.Place, Note: v.Note})
+			res.Entries = append(res.Entries, v.Message())
 		}
 		return res, nil
 	}
@@ -169,7 +168,7 @@ func (n *node) Browse(ctx context.Context, q *v1.NodeBrowseRequest) (*v1.BrowseR
 		return nil, browseError(q, err)
 	}
 	for _, e := range es {
-		res.Entries = append(res.Entries, &v1.FileEntry{Name: files.Show(e.Name), Type: e.Type, Size: e.Size, Modified: timestamppb.New(e.Modified), Mode: e.Mode, Uid: e.UID, Gid: e.GID, Target: files.Show(e.Target)})
+		res.Entries = append(res.Entries, e.Message())
 	}
 	res.More = len(es) == limit
 	return res, nil
